@@ -1,0 +1,11 @@
+# The libraries that this project links, all of them from the distribution (tools/setup installs them).
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+pkg_check_modules(SentencePiece REQUIRED IMPORTED_TARGET sentencepiece)
+pkg_check_modules(Highway REQUIRED IMPORTED_TARGET libhwy)
+pkg_check_modules(xxHash REQUIRED IMPORTED_TARGET libxxhash)
+if(GEMMA_TESTS)
+  find_package(GTest REQUIRED)
+endif()

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace gemma {
+
+/// The one exception type that leaves the library. Its text is meant for the user: it says what happened, where, and
+/// what to do next, in one or two lines without a trailing newline.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& message) : std::runtime_error(message) {}
+};
+
+}  // namespace gemma

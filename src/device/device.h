@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/batch.h"
+#include "model/model.h"
+
+namespace gemma {
+
+/// How keys and values are kept. Values are rounded to it before any query sees them, so that results do not depend on
+/// how a prompt was cut into chunks.
+enum class KvType : std::uint8_t { kF32, kBf16 };
+
+constexpr std::size_t bytes_of(KvType type) { return type == KvType::kF32 ? 4 : 2; }
+
+/// Positions in a page of a global layer, and keys in a block that attention reduces at once. Blocks are aligned to
+/// absolute positions; rings have a multiple of this many slots, so a block's keys are neighbours in a ring too.
+inline constexpr int kPagePositions = 64;
+
+/// Attention reduces this many keys (aligned to absolute positions) on their own before combining the parts in
+/// ascending order. A constant, so that results depend neither on the batch nor on the processor.
+inline constexpr int kSpanPositions = 8 * kPagePositions;
+
+/// The cache that a device sets aside: for every local layer `rings` rings of `ring_slots` slots, for every global layer
+/// `pages` pages of kPagePositions positions. A slot or position holds kv_heads keys and as many values.
+struct KvLayout {
+  KvType type = KvType::kF32;
+  int window = 0;      ///< of the local layers, after any override
+  int rings = 0;       ///< sequences that may be alive at once
+  int ring_slots = 0;  ///< a multiple of kPagePositions; position p is in slot p % ring_slots
+  int pages = 0;       ///< in the pool; a page number means the same page in every global layer
+};
+
+/// The steps of Gemma 2's forward pass on one kind of processor. A device holds the weights, the activations of the rows
+/// of one step, and the cache; it knows nothing of requests.
+///
+/// A step's calls come in the order of the forward pass (src/runtime/transformer.cpp) with the same batch throughout.
+/// Residual stream x: [rows, hidden] float32. Results of a row depend on that row's sequence alone, to the last bit.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string description() const = 0;  ///< for people: "CPU, AVX-512, 2 threads"
+  virtual int max_rows() const = 0;             ///< rows that a batch may have
+  virtual int max_logit_rows() const = 0;       ///< rows whose logits are held at once
+  virtual const KvLayout& kv_layout() const = 0;
+
+  /// x = embedding of each row's token, times Config::embedding_scale().
+  virtual void embed(const Batch& batch) = 0;
+
+  /// RMSNorm(x) -> queries, keys, values -> rotary embedding of queries and keys. The keys and values of the rows wait
+  /// beside the cache, already rounded to its type, until `attend` has read what they will overwrite.
+  virtual void qkv(const Batch& batch, int layer) = 0;
+
+  /// Grouped-query attention with soft-capped scores of every row over its sequence's cache and the rows of the batch that
+  /// come before it in its sequence; then the rows' keys and values are committed to the cache.
+  virtual void attend(const Batch& batch, int layer) = 0;
+
+  /// x += RMSNorm(attention output projected to the hidden size).
+  virtual void attention_out(const Batch& batch, int layer) = 0;
+
+  /// x += RMSNorm(down(gelu(gate(h)) * up(h))), h = RMSNorm(x).
+  virtual void mlp(const Batch& batch, int layer) = 0;
+
+  /// Final RMSNorm -> tied embedding (or head) -> soft cap, for the rows of batch.outputs[first, first + count).
+  /// @param count  at most max_logit_rows(): 8192 rows of 256,000 float32 logits would be 8.4 GB.
+  virtual void logits(const Batch& batch, int first, int count) = 0;
+
+  /// Answers batch.outputs[first, first + count) from the logits just made. @param answers [count]
+  virtual void sample(const Batch& batch, int first, int count, std::span<Output> answers) = 0;
+
+  /// Copies all local layers' keys and values of one ring to another.
+  virtual void copy_ring(int from, int to) = 0;
+
+  /// Copies one page of all global layers to another.
+  virtual void copy_page(int from, int to) = 0;
+
+  /// Bytes of one position in all local layers: what read_slot and write_slot move.
+  virtual std::size_t slot_bytes() const = 0;
+
+  /// Reads the keys and values of all local layers in one slot of a ring. @param out [slot_bytes()]
+  virtual void read_slot(int ring, int slot, std::span<std::byte> out) = 0;
+
+  /// Puts back what read_slot has read.
+  virtual void write_slot(int ring, int slot, std::span<const std::byte> bytes) = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;   ///< 0: one for each core that this process may use
+  int max_rows = 1;  ///< rows that a batch may have
+  KvLayout kv;
+};
+
+/// The reference device: float32 arithmetic on weights used where they lie.
+/// @throws Error if the cache and work space do not fit into memory, with the numbers.
+std::unique_ptr<Device> make_cpu_device(const Model& model, const CpuOptions& options);
+
+}  // namespace gemma

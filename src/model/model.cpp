@@ -1,0 +1,17 @@
+#include "model/model.h"
+
+namespace gemma {
+
+std::uint64_t Weights::bytes() const {
+  auto norm_bytes = [](std::span<const float> norm) { return std::uint64_t{4} * norm.size(); };
+  std::uint64_t sum = embed.bytes() + norm_bytes(final_norm);
+  if (head.data != embed.data) sum += head.bytes();
+  for (const LayerWeights& layer : layers) {
+    sum += layer.qkv.bytes() + layer.attention_out.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+    sum += norm_bytes(layer.attention_norm) + norm_bytes(layer.attention_post_norm);
+    sum += norm_bytes(layer.mlp_norm) + norm_bytes(layer.mlp_post_norm);
+  }
+  return sum;
+}
+
+}  // namespace gemma

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "device/device.h"
+#include "model/config.h"
+
+namespace gemma {
+
+/// How many slots a local layer's ring has: the window in whole blocks and one block of slack, so that a sequence can go
+/// back a few tokens; never more than the longest sequence needs.
+int ring_slots(int window, int context);
+
+/// Bytes of the cache of one sequence of `context` positions.
+struct KvBytes {
+  std::uint64_t local = 0;           ///< rings of all local layers
+  std::uint64_t global = 0;          ///< pages of all global layers
+  std::uint64_t without_window = 0;  ///< what all layers would take if local ones kept every position, too
+
+  std::uint64_t total() const { return local + global; }
+};
+
+KvBytes kv_bytes(const Config& config, int window, int context, KvType type);
+
+/// What a device must set aside for `sequences` sequences of up to `context` positions.
+KvLayout plan_kv_cache(const Config& config, int window, int context, int sequences, KvType type);
+
+/// Bookkeeping of the cache: which ring and pages belong to which sequence, how far each has got, and how to go back.
+/// The keys and values themselves lie on the device.
+///
+/// A local layer keeps the newest positions in a ring, a global layer keeps all in pages that are taken from the pool as
+/// the sequence grows. A checkpoint makes it possible to return to a length whose window has since left the ring: from
+/// then on, slots that it needs are copied aside before they are overwritten.
+class KvCache {
+ public:
+  using Id = int;
+
+  /// @param device  must outlive this.
+  explicit KvCache(Device& device);
+
+  /// A new, empty sequence that may grow to `max_length` positions; its pages are set aside for it.
+  /// @throws Error if no ring is free or the pool cannot promise the pages.
+  Id create(int max_length);
+  void remove(Id id);
+
+  /// A sequence that has the same past: rings are copied, pages are shared until one of the two writes to them.
+  Id fork(Id id, int max_length);
+
+  int length(Id id) const;  ///< positions in the cache
+
+  /// Makes room for `count` more positions. The rows that fill them must go through the device before any other call.
+  /// @return what the step's SequenceRows needs: ring, pages and the position of the first row. The pages' span lives until
+  ///         the next call for this sequence.
+  /// @throws Error if the sequence would outgrow its max_length.
+  SequenceRows extend(Id id, int count);
+
+  /// Remembers the present length as one to which `truncate` can always go back.
+  void checkpoint(Id id);
+
+  /// Whether `truncate` to this length is possible: its window is still in the ring, or a checkpoint kept it.
+  bool can_truncate(Id id, int length) const;
+
+  /// Goes back to `length` positions; later checkpoints are forgotten.
+  /// @throws Error if can_truncate says no.
+  void truncate(Id id, int length);
+
+  /// Forgets the oldest checkpoint of a sequence. @return whether there was one.
+  bool drop_oldest_checkpoint(Id id);
+
+  std::size_t checkpoint_bytes() const;  ///< held aside for all checkpoints
+  int free_pages() const;                ///< pages neither in use nor promised
+
+ private:
+  struct Sequence {
+    bool is_alive = false;
+    int ring = 0;
+    int length = 0;
+    int max_length = 0;
+    int oldest_in_ring = 0;        // positions [oldest_in_ring, length) are in the ring
+    std::vector<int> pages;
+    std::vector<int> checkpoints;  // lengths, ascending
+    std::map<int, std::vector<std::byte>> kept;  // position -> its slot's bytes, for positions that left the ring
+  };
+
+  Device& device_;
+  std::vector<Sequence> sequences_;
+  std::vector<int> page_users_;  // how many sequences hold each page
+  std::vector<int> free_;        // pages
+  int promised_ = 0;             // pages promised to sequences that have not taken them yet
+};
+
+}  // namespace gemma
