@@ -96,8 +96,13 @@ struct Score {
   std::vector<double> logprobs;  ///< of every prediction in order, natural logarithms
 };
 
-/// Receives the text of an answer as it is made, in whole UTF-8 characters; return false to stop.
+/// Receives the text of an answer as it is made, in whole UTF-8 characters; empty after a token that completes none. Return
+/// false to stop.
 using TextCallback = std::function<bool(std::string_view text)>;
+
+/// Hears after each chunk of a prompt (or of a text that is scored) how many of its tokens have been read, and how many there
+/// are. Return false to stop.
+using ProgressCallback = std::function<bool(int read, int total)>;
 
 /// What `inspect` and `--stats` show about the loaded model and the memory it takes.
 struct EngineInfo {
@@ -122,14 +127,17 @@ class Engine {
   /// Completes a text.
   /// @throws Error if the prompt is not valid UTF-8, has ids outside the vocabulary, or does not fit into the context
   ///         together with at least one new token; if an option is out of range.
-  Result generate(const Request& request, const TextCallback& on_text = {});
+  /// When a callback stops it, the result has what was made until then and FinishReason::kInterrupt.
+  Result generate(const Request& request, const TextCallback& on_text = {}, const ProgressCallback& on_progress = {});
 
   /// Log-probability of every token of a text; `<bos>` is put before the text, and before each window of a long one.
-  Score score(std::string_view text, ControlTokens control = ControlTokens::kAsText);
+  /// A callback that stops it makes it throw Error.
+  Score score(std::string_view text, ControlTokens control = ControlTokens::kAsText,
+              const ProgressCallback& on_progress = {});
 
   /// The same for ids as they stand, cut into windows of the context with nothing added.
   /// @throws Error if an id is outside the vocabulary.
-  Score score(std::span<const int> tokens);
+  Score score(std::span<const int> tokens, const ProgressCallback& on_progress = {});
 
   const Tokenizer& tokenizer() const;
   const EngineInfo& info() const;

@@ -27,14 +27,15 @@ struct KvBytes {
 KvBytes kv_bytes(const Config& config, int window, int context, KvType type);
 
 /// What a device must set aside for `sequences` sequences of up to `context` positions.
-KvLayout plan_kv_cache(const Config& config, int window, int context, int sequences, KvType type);
+KvLayout plan_kv_cache(int window, int context, int sequences, KvType type);
 
 /// Bookkeeping of the cache: which ring and pages belong to which sequence, how far each has got, and how to go back.
 /// The keys and values themselves lie on the device.
 ///
 /// A local layer keeps the newest positions in a ring, a global layer keeps all in pages that are taken from the pool as
 /// the sequence grows. A checkpoint makes it possible to return to a length whose window has since left the ring: from
-/// then on, slots that it needs are copied aside before they are overwritten.
+/// then on, slots that it needs are copied aside before they are overwritten. A slot that several checkpoints need is kept
+/// once: the cost is the tokens between them, not a ring each.
 class KvCache {
  public:
   using Id = int;
@@ -77,7 +78,6 @@ class KvCache {
  private:
   struct Sequence {
     bool is_alive = false;
-    int ring = 0;
     int length = 0;
     int max_length = 0;
     int oldest_in_ring = 0;        // positions [oldest_in_ring, length) are in the ring
@@ -86,11 +86,26 @@ class KvCache {
     std::map<int, std::vector<std::byte>> kept;  // position -> its slot's bytes, for positions that left the ring
   };
 
+  const Sequence& alive(Id id) const;
+  Sequence& alive(Id id);
+  Id unused_sequence() const;
+
+  // Pages that the sequence may still take from the pool once it has `length` positions: those it will grow into, and a
+  // copy of its last page if that is partly filled and shared.
+  int pages_to_come(const Sequence& sequence, int length) const;
+  int take_page();
+  void release_pages(Sequence& sequence, int count);  // all but the first `count`
+
+  // Whether a checkpoint's window has this position in it.
+  bool is_needed(const Sequence& sequence, int position) const;
+  // Copies aside what checkpoints need of the positions before `end`, which are about to leave the ring.
+  void keep_for_checkpoints(Id id, int end);
+  void drop_unneeded(Sequence& sequence);
+
   Device& device_;
-  std::vector<Sequence> sequences_;
-  std::vector<int> page_users_;  // how many sequences hold each page
-  std::vector<int> free_;        // pages
-  int promised_ = 0;             // pages promised to sequences that have not taken them yet
+  std::vector<Sequence> sequences_;  // a sequence's id is its ring
+  std::vector<int> page_users_;      // how many sequences hold each page
+  std::vector<int> free_;            // pages that nobody holds
 };
 
 }  // namespace gemma
