@@ -1,24 +1,25 @@
-# How every target of this project is compiled.
+# How every target of this project is compiled. No fast-math, and a product and a sum are fused only where the code says
+# so: an expression must give the same bits wherever the compiler puts it.
+add_compile_options(-ffp-contract=off)
+if(GEMMA_SANITIZE)
+  add_compile_options(-fsanitize=${GEMMA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${GEMMA_SANITIZE})
+endif()
+
 function(gemma_target_options target)
-  target_compile_features(${target} PUBLIC cxx_std_20)
-  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
-                                              $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
-                                       PRIVATE ${PROJECT_SOURCE_DIR}/src)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+  set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
   if(GEMMA_WERROR)
-    target_compile_options(${target} PRIVATE -Werror)
+    list(APPEND warnings -Werror)
   endif()
-  if(GEMMA_SANITIZE)
-    target_compile_options(${target} PUBLIC -fsanitize=${GEMMA_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
-    target_link_options(${target} PUBLIC -fsanitize=${GEMMA_SANITIZE})
-  endif()
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${warnings}>)
 endfunction()
 
-# One folder of the library: an object library that tests can link on its own.
+# One folder of the library, which tests can link on its own. LINK names the libraries it uses and the modules below it.
 #   gemma_module(gemma_model SOURCES config.cpp ... LINK nlohmann_json::nlohmann_json ...)
 function(gemma_module target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINK")
-  add_library(${target} OBJECT ${arg_SOURCES})
+  add_library(${target} STATIC ${arg_SOURCES})
   gemma_target_options(${target})
   target_link_libraries(${target} PUBLIC ${arg_LINK})
 endfunction()

@@ -1,0 +1,6 @@
+file(READ ${SOURCE}/examples/embed/main.cpp program)
+file(READ ${SOURCE}/README.md readme)
+string(FIND "${readme}" "```cpp\n${program}```" position)
+if(position EQUAL -1)
+  message(FATAL_ERROR "README.md does not show examples/embed/main.cpp as it is")
+endif()
