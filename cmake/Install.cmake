@@ -15,5 +15,6 @@ endforeach()
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/gemma DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT gemma NAMESPACE gemma:: FILE gemmaTargets.cmake DESTINATION ${GEMMA_PACKAGE_DIR})
 install(FILES ${PROJECT_BINARY_DIR}/gemmaConfig.cmake ${PROJECT_BINARY_DIR}/gemmaConfigVersion.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/FindSentencePiece.cmake
   DESTINATION ${GEMMA_PACKAGE_DIR})
 install(FILES README.md models.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
