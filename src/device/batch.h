@@ -26,7 +26,7 @@ struct SequenceRows {
   int rows = 0;
   int position = 0;            ///< of the first row; all earlier positions (within the window) are in the cache
   int ring = 0;                ///< which ring of every local layer is this sequence's
-  std::span<const int> pages;  ///< pages[i] holds positions [i * kPagePositions, (i + 1) * kPagePositions); covers every row
+  std::span<const int> pages = {};  ///< pages[i] holds positions [i * kPagePositions, (i + 1) * kPagePositions); covers every row
 };
 
 /// How the next token is drawn from a row's logits, in this order: repeat penalty, temperature, top-k, top-p, min-p, draw.
@@ -46,10 +46,10 @@ inline constexpr int kRepeatWindow = 64;
 struct OutputRow {
   int row = 0;                          ///< index into Batch::rows
   std::optional<Sampling> sampling;     ///< draw the next token; randomness is keyed by (seed, position of the row)
-  std::span<const int> recent;          ///< the newest kRepeatWindow tokens or fewer, this row's included; for the repeat penalty
+  std::span<const int> recent = {};          ///< the newest kRepeatWindow tokens or fewer, this row's included; for the repeat penalty
   int target = -1;                      ///< when >= 0: the log-probability of this token is wanted
   int top_logprobs = 0;                 ///< so many of the likeliest tokens are wanted with their log-probabilities
-  std::span<float> logits;              ///< when not empty: [vocab], receives the soft-capped logits
+  std::span<float> logits = {};         ///< when not empty: [vocab], receives the soft-capped logits
 };
 
 /// One step's work: a prompt chunk, a decode step of many sequences, or both together.
