@@ -1,0 +1,242 @@
+// The demo model against what Hugging Face transformers computes for it in float32.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gemma/engine.h"
+#include "model/model_file.h"
+#include "model/safetensors.h"
+#include "support/reader.h"
+
+namespace gemma {
+namespace {
+
+// The contract. Two runs of transformers itself (CPU and GPU, both float32) differ by up to 1.05e-5.
+constexpr double kLogitTolerance = 1e-3;
+constexpr double kNllTolerance = 1e-5;  // relative
+
+const std::string kFolder = GEMMA_SOURCE_DIR "/tests/golden/";
+
+std::string contents(const std::string& name) {
+  std::ifstream file(kFolder + name, std::ios::binary);
+  if (!file) throw std::runtime_error("cannot read " + kFolder + name);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+const nlohmann::json& reference() {
+  static const nlohmann::json json = nlohmann::json::parse(contents("reference.json"));
+  return json;
+}
+
+// A tensor of reference.safetensors, flat.
+template <typename T>
+std::vector<T> tensor(const std::string& name) {
+  static const std::string file = contents("reference.safetensors");
+  static const SafetensorsHeader header =
+      SafetensorsHeader::parse(std::as_bytes(std::span(file)), file.size(), "reference.safetensors");
+  const TensorInfo* const info = header.find(name);
+  if (info == nullptr || bytes_of(info->type) != sizeof(T))
+    throw std::runtime_error("reference.safetensors has no such " + name);
+  std::vector<T> values(info->bytes / sizeof(T));
+  std::memcpy(values.data(), file.data() + info->offset, info->bytes);
+  return values;
+}
+
+const Model& demo_model() {
+  static const Model model = load_demo_model();
+  return model;
+}
+
+Logits rows_of(const std::vector<float>& flat) {
+  const auto vocab = demo_model().config.vocab_size;
+  Logits rows;
+  for (auto row = flat.begin(); row != flat.end(); row += vocab) rows.emplace_back(row, row + vocab);
+  return rows;
+}
+
+naive::Vectors as_double(const Logits& rows) {
+  naive::Vectors wide;
+  for (const std::vector<float>& row : rows) wide.emplace_back(row.begin(), row.end());
+  return wide;
+}
+
+EngineOptions engine_options(int chunk = 512, int threads = 0) {
+  EngineOptions options;
+  options.device = "cpu";
+  options.context = 1024;
+  options.chunk = chunk;
+  options.threads = threads;
+  return options;
+}
+
+struct Prompt {
+  int number = 0;
+  nlohmann::json expected;
+
+  std::string name() const { return expected["name"]; }
+  std::vector<int> tokens() const { return expected["ids"]; }
+};
+
+void PrintTo(const Prompt& prompt, std::ostream* out) { *out << prompt.name(); }
+
+std::vector<Prompt> prompts() {
+  std::vector<Prompt> all;
+  for (const nlohmann::json& expected : reference()["prompts"]) all.push_back({static_cast<int>(all.size()), expected});
+  return all;
+}
+
+class GoldenPrompt : public ::testing::TestWithParam<Prompt> {
+ protected:
+  const nlohmann::json& expected() const { return GetParam().expected; }
+  std::vector<int> tokens() const { return GetParam().tokens(); }
+
+  // The logits of every token, read in one chunk by a device with a float32 cache.
+  Logits logits() const {
+    return read_alone(device_kinds().front(), demo_model(), tokens(), static_cast<int>(tokens().size()), 2);
+  }
+
+  void report(const std::string& what, double error) {
+    RecordProperty(what, std::to_string(error));
+    std::cout << GetParam().name() << ": " << what << " " << error << '\n';
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Of, GoldenPrompt, ::testing::ValuesIn(prompts()),
+                         [](const auto& param_info) { return param_info.param.name(); });
+
+TEST_P(GoldenPrompt, HasTheLogitsOfTransformers) {
+  const Logits found = logits();
+
+  const std::string number = (GetParam().number < 10 ? "0" : "") + std::to_string(GetParam().number);
+  const Logits last = rows_of(tensor<float>("last_" + number + "_" + GetParam().name()));
+  const double last_error = largest_difference({found.back()}, as_double(last));
+  report("largest error of a logit at the last position", last_error);
+  EXPECT_LT(last_error, kLogitTolerance);
+
+  if (GetParam().name() == "story_40_tokens" || GetParam().name() == "book_300_tokens") {
+    const double full_error = largest_difference(found, as_double(rows_of(tensor<float>("full_" + GetParam().name()))));
+    report("largest error of a logit at any position", full_error);
+    EXPECT_LT(full_error, kLogitTolerance);
+  }
+
+  std::vector<int> order(found.back().size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return found.back()[a] > found.back()[b]; });
+  const auto& top = expected()["top20"];
+  ASSERT_EQ(top.size(), 20u);
+  for (std::size_t i = 0; i < top.size(); ++i) {
+    const int token = top[i][0];
+    EXPECT_NEAR(found.back()[token], top[i][1].get<double>(), kLogitTolerance);
+    EXPECT_NEAR(found.back()[order[i]], top[i][1].get<double>(), kLogitTolerance) << "rank " << i;
+  }
+
+  double sum = 0;
+  double squares = 0;
+  for (float logit : found.back()) {
+    sum += logit;
+    squares += static_cast<double>(logit) * logit;
+  }
+  const double count = static_cast<double>(found.back().size());
+  EXPECT_NEAR(sum / count, expected()["mean"].get<double>(), kLogitTolerance);
+  EXPECT_NEAR(std::sqrt(squares / count - sum / count * sum / count), expected()["std"].get<double>(), kLogitTolerance);
+  // The norm of an error of kLogitTolerance in every logit.
+  EXPECT_NEAR(std::sqrt(squares), expected()["l2"].get<double>(), kLogitTolerance * std::sqrt(count));
+}
+
+TEST_P(GoldenPrompt, HasTheGreedyTokensOfTransformers) {
+  static Engine engine(engine_options());
+  Request request;
+  request.tokens = tokens();
+  request.options.max_tokens = 64;
+  request.options.temperature = 0;
+  request.options.ignore_eos = true;
+  const Result result = engine.generate(request);
+  EXPECT_EQ(result.tokens, expected()["greedy"].get<std::vector<int>>()) << result.text;
+  EXPECT_EQ(result.prompt_tokens, static_cast<int>(tokens().size()));
+  EXPECT_EQ(result.finish_reason, FinishReason::kLength);
+}
+
+class GoldenText : public ::testing::TestWithParam<Prompt> {};
+
+// The prompts that are known as text; the model wrote the others, and only their ids are certain.
+std::vector<Prompt> texts() {
+  std::vector<Prompt> all = prompts();
+  std::erase_if(all, [](const Prompt& prompt) { return prompt.expected["text"].is_null(); });
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, GoldenText, ::testing::ValuesIn(texts()),
+                         [](const auto& param_info) { return param_info.param.name(); });
+
+TEST_P(GoldenText, HasTheIdsOfTransformers) {
+  const Tokenizer tokenizer(demo_model().tokenizer);
+  const bool is_chat = GetParam().name().starts_with("chat_");
+  std::vector<int> ids = tokenizer.encode(GetParam().expected["text"].get<std::string>(),
+                                          is_chat ? ControlTokens::kParse : ControlTokens::kAsText);
+  ids.insert(ids.begin(), tokenizer.bos());
+  EXPECT_EQ(ids, GetParam().tokens());
+}
+
+class GoldenScore : public ::testing::Test {
+ protected:
+  static std::vector<int> evaluation_ids() { return tensor<int>("valid_ids"); }
+};
+
+TEST_F(GoldenScore, OfTheEvaluationTextIsThatOfTransformers) {
+  const nlohmann::json& expected = reference()["nll"];
+  const std::vector<int> ids = evaluation_ids();
+  const Score score = Engine(engine_options()).score(ids);
+  ASSERT_EQ(score.tokens, static_cast<int>(ids.size()));
+  ASSERT_EQ(score.predictions, expected["count"].get<int>());
+  ASSERT_EQ(score.logprobs.size(), static_cast<std::size_t>(score.predictions));
+
+  double own_sum = 0;
+  for (double logprob : score.logprobs) own_sum -= logprob;
+  EXPECT_NEAR(score.nll, own_sum, 1e-9 * own_sum);
+
+  const double sum = expected["nll_sum"];
+  const double error = std::abs(score.nll - sum) / sum;
+  RecordProperty("relative_error", std::to_string(error));
+  std::cout << "negative log-likelihood: " << score.nll << ", relative error " << error << '\n';
+  EXPECT_LT(error, kNllTolerance);
+  EXPECT_NEAR(score.perplexity, std::exp(sum / score.predictions), 1e-4);
+
+  auto logprob = score.logprobs.begin();
+  for (const nlohmann::json& window : expected["windows"]) {
+    double nll = 0;
+    for (int i = 0; i < window["predicted"].get<int>(); ++i) nll -= *logprob++;
+    EXPECT_NEAR(nll / window["nll_sum"].get<double>(), 1, kNllTolerance) << "window at " << window["start"];
+  }
+}
+
+TEST_F(GoldenScore, IsTheSameForEveryChunkSizeAndNumberOfThreads) {
+  // One window of the context and the start of the next; two rings long.
+  std::vector<int> ids = evaluation_ids();
+  ids.resize(1100);
+  const std::vector<double> expected = Engine(engine_options(64, 1)).score(ids).logprobs;
+  ASSERT_EQ(expected.size(), 1098u);
+  for (int chunk : {7, 64, 512}) {
+    for (int threads : {1, 2, 3}) {
+      EXPECT_EQ(Engine(engine_options(chunk, threads)).score(ids).logprobs, expected)
+          << "chunk " << chunk << ", " << threads << " threads";
+    }
+  }
+  // Row by row is slow, so only as far as the ring has wrapped.
+  ids.resize(300);
+  const std::vector<double> start(expected.begin(), expected.begin() + 299);
+  for (int threads : {1, 2, 3}) {
+    EXPECT_EQ(Engine(engine_options(1, threads)).score(ids).logprobs, start) << "chunk 1, " << threads << " threads";
+  }
+}
+
+}  // namespace
+}  // namespace gemma

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "support/devices.h"
+
+namespace gemma {
+
+/// Base of all tests that run on every kind of device.
+class DeviceTest : public ::testing::TestWithParam<DeviceKind> {};
+
+inline std::string name_of_kind(const ::testing::TestParamInfo<DeviceKind>& info) { return info.param.name; }
+
+}  // namespace gemma
+
+/// Runs a suite of DeviceTest on every kind of device.
+#define GEMMA_ON_ALL_DEVICES(suite) \
+  INSTANTIATE_TEST_SUITE_P(On, suite, ::testing::ValuesIn(::gemma::device_kinds()), ::gemma::name_of_kind)
