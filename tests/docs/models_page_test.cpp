@@ -1,10 +1,10 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <fstream>
 #include <iterator>
 #include <string>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 #include "model/config.h"
 #include "runtime/kv_cache.h"
@@ -56,11 +56,11 @@ double cache_gib(const Config& config, int context, KvType type) {
 
 std::string shape_row(const Config& config) {
   const auto number = [](int value) { return std::to_string(value); };
-  return row(config.name, {grouped(config.embedding_parameters() + config.other_parameters()),
-                           grouped(config.embedding_parameters()), number(config.layer_count()),
-                           number(config.hidden_size), number(config.heads) + " / " + number(config.kv_heads),
-                           number(config.head_dim), number(config.intermediate_size), number(config.window),
-                           number(config.context)});
+  return row(
+      config.name,
+      {grouped(config.embedding_parameters() + config.other_parameters()), grouped(config.embedding_parameters()),
+       number(config.layer_count()), number(config.hidden_size), number(config.heads) + " / " + number(config.kv_heads),
+       number(config.head_dim), number(config.intermediate_size), number(config.window), number(config.context)});
 }
 
 std::string download_row(const Config& config) {
