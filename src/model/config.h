@@ -14,21 +14,21 @@ enum class LayerKind : std::uint8_t {
 
 /// Gemma 2's hyper-parameters: everything that the forward pass needs besides the weights.
 ///
-/// `hidden_size`, `heads * head_dim` and `heads / kv_heads` are independent of each other: the 2B model has a hidden size
-/// of 2304, but 8 heads of 256 (2048).
+/// `hidden_size`, `heads * head_dim` and `heads / kv_heads` are independent of each other: the 2B model has a hidden
+/// size of 2304, but 8 heads of 256 (2048).
 struct Config {
-  std::string name;               ///< for people: "gemma-2-2b-it"; may be empty
-  int hidden_size = 0;            ///< width of the residual stream
-  int intermediate_size = 0;      ///< rows of gate and of up in the feed-forward block
-  int heads = 0;                  ///< query heads; a multiple of kv_heads
-  int kv_heads = 0;               ///< key and value heads
-  int head_dim = 0;               ///< size of one head; a multiple of 16, 16 to 256
-  int vocab_size = 0;             ///< rows of the embedding
-  int window = 0;                 ///< keys that a query of a local layer sees, itself included; at least 1
-  int context = 0;                ///< positions that the model was trained for
-  double rope_theta = 10000.0;    ///< base of the rotary frequencies
-  double rms_norm_eps = 1e-6;     ///< added to the mean square before the root
-  double query_pre_attn_scalar = 0;             ///< queries are multiplied by this to the power -0.5
+  std::string name;                  ///< for people: "gemma-2-2b-it"; may be empty
+  int hidden_size = 0;               ///< width of the residual stream
+  int intermediate_size = 0;         ///< rows of gate and of up in the feed-forward block
+  int heads = 0;                     ///< query heads; a multiple of kv_heads
+  int kv_heads = 0;                  ///< key and value heads
+  int head_dim = 0;                  ///< size of one head; a multiple of 16, 16 to 256
+  int vocab_size = 0;                ///< rows of the embedding
+  int window = 0;                    ///< keys that a query of a local layer sees, itself included; at least 1
+  int context = 0;                   ///< positions that the model was trained for
+  double rope_theta = 10000.0;       ///< base of the rotary frequencies
+  double rms_norm_eps = 1e-6;        ///< added to the mean square before the root
+  double query_pre_attn_scalar = 0;  ///< queries are multiplied by this to the power -0.5
   std::optional<float> attention_softcap = 50;  ///< s = cap * tanh(s / cap); nullopt: none
   std::optional<float> final_softcap = 30;      ///< the same for the logits
   bool is_embedding_tied = true;                ///< the head is the embedding

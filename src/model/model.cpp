@@ -1,6 +1,22 @@
 #include "model/model.h"
 
+#include "gemma/error.h"
+#include "model/quote.h"
+
 namespace gemma {
+
+std::string_view name_of(WeightType type) {
+  switch (type) {
+    case WeightType::kBf16:
+      return "bf16";
+  }
+  return "";
+}
+
+WeightType parse_weight_type(std::string_view name) {
+  if (name == name_of(WeightType::kBf16)) return WeightType::kBf16;
+  throw Error("there is no weight type " + in_quotes(std::string(name)) + "; this version knows bf16");
+}
 
 std::uint64_t Weights::bytes() const {
   auto norm_bytes = [](std::span<const float> norm) { return std::uint64_t{4} * norm.size(); };

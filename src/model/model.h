@@ -13,19 +13,28 @@
 
 namespace gemma {
 
+/// How weight matrices are stored.
 enum class WeightType : std::uint8_t { kBf16 };
+
+std::string_view name_of(WeightType type);  ///< "bf16"
+
+/// @throws Error naming the types there are, if the name is of none.
+WeightType parse_weight_type(std::string_view name);
 
 /// A view of one weight matrix, row-major: y = W x with W of [rows, columns].
 struct Matrix {
   WeightType type = WeightType::kBf16;
-  int rows = 0;              ///< outputs
-  int columns = 0;           ///< inputs
+  int rows = 0;                ///< outputs
+  int columns = 0;             ///< inputs
   const bf16* data = nullptr;  ///< [rows, columns]; 256-byte aligned
 
   std::span<const bf16> row(int index) const {
-    return {data + static_cast<std::size_t>(index) * static_cast<std::size_t>(columns), static_cast<std::size_t>(columns)};
+    return {data + static_cast<std::size_t>(index) * static_cast<std::size_t>(columns),
+            static_cast<std::size_t>(columns)};
   }
-  std::uint64_t bytes() const { return std::uint64_t{2} * static_cast<std::uint64_t>(rows) * static_cast<std::uint64_t>(columns); }
+  std::uint64_t bytes() const {
+    return std::uint64_t{2} * static_cast<std::uint64_t>(rows) * static_cast<std::uint64_t>(columns);
+  }
 };
 
 /// Views of one layer's weights, in the order in which the forward pass meets them.
@@ -68,7 +77,8 @@ struct Model {
   Weights weights;
   std::string_view tokenizer;  ///< a serialised SentencePiece model; empty for a random model
   std::string name;            ///< the path it came from, or "the built-in demo model"; for messages
-  std::uint64_t identity = 0;  ///< differs between models that differ: a hash of the file's header (which has hashes of its tensors)
+  std::uint64_t identity =
+      0;  ///< differs between models that differ: a hash of the file's header (which has hashes of its tensors)
   std::shared_ptr<const void> storage;  ///< the mapping or the buffers behind the views
 };
 

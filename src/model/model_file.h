@@ -30,14 +30,18 @@ Model load_model(std::span<const std::byte> bytes, const std::string& name);
 /// The model that is built into the program.
 Model load_demo_model();
 
-/// Random weights of a given shape, for tests and benchmarks: normally distributed with a deviation that keeps activations
-/// of order one through every layer, the same for the same seed. No tokenizer; stop_tokens is {1}.
+/// Random weights of a given shape, for tests and benchmarks: normally distributed with a deviation that keeps
+/// activations of order one through every layer, the same for the same seed. No tokenizer; stop_tokens is {1}.
 /// @param cheap  draw from a short repeating pattern instead: as good for timing, and made in seconds at 27B.
 Model random_model(const Config& config, std::uint64_t seed, bool cheap = false);
 
-/// The tensors of a .gemma file for this configuration, in file order, padding and tokenizer included. The one place that
-/// knows names and shapes.
+/// The tensors of a .gemma file for this configuration, in file order, padding and tokenizer included. Offsets are not
+/// set: they depend on the size of the header.
 std::vector<TensorInfo> model_file_tensors(const Config& config, WeightType type, std::uint64_t tokenizer_bytes);
+
+/// The hash that a .gemma file's header keeps of itself, as 32 digits: XXH3 over the header with the place of the hash
+/// zeroed. Empty if the header has no such place.
+std::string header_hash(std::span<const std::byte> header);
 
 /// Result of reading every byte of a model file against the hashes stored in it.
 struct Verification {
@@ -47,6 +51,7 @@ struct Verification {
 
 /// @param progress  called now and then with bytes done and bytes in all; may be empty.
 /// @throws Error if the file cannot be opened as a model at all.
-Verification verify_model_file(const std::filesystem::path& path, const std::function<void(std::uint64_t, std::uint64_t)>& progress);
+Verification verify_model_file(const std::filesystem::path& path,
+                               const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
 }  // namespace gemma

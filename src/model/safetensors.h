@@ -21,7 +21,7 @@ std::string_view name_of(DType type);  ///< "BF16"
 struct TensorInfo {
   std::string name;
   DType type = DType::kF32;
-  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> shape{};
   std::uint64_t offset = 0;  ///< of its first byte, from the start of the file
   std::uint64_t bytes = 0;
 };
@@ -44,8 +44,8 @@ struct SafetensorsHeader {
   const TensorInfo* find(std::string_view tensor) const;
 };
 
-/// The bytes of a header (length prefix included) for tensors laid out one after the other in the order given, padded with
-/// spaces so that the data begins at a multiple of `alignment`. Offsets in `tensors` are not read but computed.
+/// The bytes of a header (length prefix included) for tensors laid out one after the other in the order given, padded
+/// with spaces so that the data begins at a multiple of `alignment`. Offsets in `tensors` are not read but computed.
 std::string serialize_header(std::span<const TensorInfo> tensors, const std::map<std::string, std::string>& metadata,
                              std::size_t alignment);
 

@@ -1,0 +1,91 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "gemma/error.h"
+#include "model/convert.h"
+#include "progress_bar.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongUsage = 2;
+constexpr int kInterrupted = 130;
+
+volatile std::sig_atomic_t is_interrupted = 0;
+
+void interrupt(int) { is_interrupted = 1; }
+
+// The conversion stops at its next block and takes its temporary file with it.
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = interrupt;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+}
+
+void report(const gemma::Conversion& made, const gemma::ConvertOptions& options) {
+  const gemma::Config& config = made.config;
+  std::fprintf(
+      stderr, "%s: %.1f million parameters in %d layers (%d local with a window of %d, %d global), %s, %.1f MB, %s\n",
+      options.output.c_str(), static_cast<double>(config.embedding_parameters() + config.other_parameters()) * 1e-6,
+      config.layer_count(), config.local_layer_count(), config.window, config.global_layer_count(),
+      std::string(gemma::name_of(options.type)).c_str(), static_cast<double>(made.bytes) * 1e-6,
+      made.defaults.is_chat ? "for chat" : "for completion");
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Makes a .gemma file from the Hugging Face directory of a Gemma 2 model.", "gemma-convert");
+  app.set_version_flag("--version", "gemma-convert " GEMMA_VERSION);
+  gemma::ConvertOptions options;
+  std::string type = "bf16";
+  bool is_chat = false;
+  bool is_raw = false;
+  bool is_quiet = false;
+  app.add_option("SOURCE", options.source,
+                 "directory with config.json, tokenizer.model and model.safetensors or its shards and index")
+      ->required();
+  app.add_option("-o,--output", options.output, "the file to make; replaced if it exists")->required();
+  app.add_option("--type", type, "how weights are stored; bf16 is the only type of this version")
+      ->check(CLI::IsMember({"bf16"}))
+      ->capture_default_str();
+  CLI::Option* chat = app.add_flag("--chat", is_chat,
+                                   "the model is instruction-tuned (default: whether the source has a chat template)");
+  app.add_flag("--raw", is_raw, "the model completes text (default: whether the source has no chat template)")
+      ->excludes(chat);
+  app.add_flag("--quiet", is_quiet, "no progress bar and no summary (default: both on stderr)");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kWrongUsage;
+  }
+
+  options.type = gemma::parse_weight_type(type);
+  if (is_chat || is_raw) options.is_chat = is_chat;
+  catch_signals();
+  gemma::Conversion made;
+  {
+    gemma::ProgressBar bar(!is_quiet && isatty(STDERR_FILENO) == 1);
+    options.progress = [&bar](std::uint64_t done, std::uint64_t total) {
+      bar.update(done, total);
+      return is_interrupted == 0;
+    };
+    made = gemma::convert(options);
+  }
+  if (!is_quiet) report(made, options);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "gemma-convert: %s\n", error.what());
+    return is_interrupted != 0 ? kInterrupted : kFailed;
+  }
+}
