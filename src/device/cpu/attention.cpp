@@ -1,0 +1,239 @@
+#include "device/cpu/attention.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstdint>
+
+#include "device/attention_mask.h"
+#include "device/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "device/cpu/attention.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <hwy/contrib/math/math-inl.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace gemma {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::ScalableTag<float>;
+using Vector = hn::Vec<Floats>;
+
+constexpr int kLanes = static_cast<int>(HWY_LANES(float));
+constexpr int kBlockVectors = kPagePositions / kLanes;
+
+// Queries and vectors of a register tile: accumulators and one row of keys or values fit into the registers.
+constexpr int kTileVectors = 4;
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+constexpr int kTileQueries = 6;
+#else
+constexpr int kTileQueries = 2;
+#endif
+
+HWY_INLINE Vector load(const float* x) { return hn::LoadU(Floats(), x); }
+
+HWY_INLINE Vector load(const bf16* x) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Set(Floats(), to_float(*x));
+#else
+  const hn::Rebind<std::uint16_t, Floats> half;
+  const hn::RebindToUnsigned<Floats> words;
+  return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(words, hn::LoadU(half, &x->bits))));
+#endif
+}
+
+/// c[r] += sum over k of a[r][k] * b[k], in ascending order of k.
+/// @param a  [depth] for each of kRows rows.
+/// @param b  [depth, b_stride], of which kVectors vectors are used.
+/// @param c  the same number of vectors for each row.
+template <int kRows, int kVectors, typename T>
+HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT b, int b_stride, float* const* c) {
+  const Floats d;
+  Vector sums[kRows][kVectors];
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::LoadU(d, c[r] + v * kLanes);
+  }
+  for (int k = 0; k < depth; ++k, b += b_stride) {
+    Vector row[kVectors];
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) {
+      const Vector factor = hn::Set(d, a[r][k]);
+      HWY_UNROLL(8)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(factor, row[v], sums[r][v]);
+    }
+  }
+  HWY_UNROLL(8)
+  for (int r = 0; r < kRows; ++r) {
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(sums[r][v], d, c[r] + v * kLanes);
+  }
+}
+
+/// The same for any number of columns that is a multiple of 16.
+template <int kRows, typename T>
+HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, int columns, float* const* c) {
+  float* at[kRows];
+  int column = 0;
+  for (; column + kTileVectors * kLanes <= columns; column += kTileVectors * kLanes) {
+    for (int r = 0; r < kRows; ++r) at[r] = c[r] + column;
+    multiply<kRows, kTileVectors>(a, depth, b + column, columns, at);
+  }
+  for (; column < columns; column += kLanes) {
+    for (int r = 0; r < kRows; ++r) at[r] = c[r] + column;
+    multiply<kRows, 1>(a, depth, b + column, columns, at);
+  }
+}
+
+/// Turns one query's scores of a block into weights exp(score - max), 0 where the key is masked, and scales its sums to the
+/// new maximum.
+/// @param visible_begin, visible_end  keys of the block that the query sees; none if they are equal.
+HWY_INLINE void soften(const AttentionShape& shape, float* scores, int visible_begin, int visible_end, AttentionSums& sums) {
+  const Floats d;
+  const Vector begin = hn::Set(d, static_cast<float>(visible_begin));
+  const Vector end = hn::Set(d, static_cast<float>(visible_end));
+  const Vector cap = hn::Set(d, shape.softcap);
+  const Vector masked = hn::Set(d, kMaskedScore);
+  Vector maxima = masked;
+  for (int v = 0; v < kBlockVectors; ++v) {
+    Vector score = load(scores + v * kLanes);
+    if (shape.softcap > 0) score = hn::Mul(cap, hn::Tanh(d, hn::Div(score, cap)));
+    const Vector key = hn::Iota(d, static_cast<float>(v * kLanes));
+    score = hn::IfThenElse(hn::And(hn::Ge(key, begin), hn::Lt(key, end)), score, masked);
+    maxima = hn::Max(maxima, score);
+    hn::StoreU(score, d, scores + v * kLanes);
+  }
+  const float max = std::max(sums.max, hn::GetLane(hn::MaxOfLanes(d, maxima)));
+
+  const Vector shift = hn::Set(d, max);
+  Vector total = hn::Zero(d);
+  for (int v = 0; v < kBlockVectors; ++v) {
+    const Vector key = hn::Iota(d, static_cast<float>(v * kLanes));
+    const Vector weight = hn::IfThenElseZero(hn::And(hn::Ge(key, begin), hn::Lt(key, end)),
+                                             hn::Exp(d, hn::Sub(load(scores + v * kLanes), shift)));
+    total = hn::Add(total, weight);
+    hn::StoreU(weight, d, scores + v * kLanes);
+  }
+
+  const float scale = hn::GetLane(hn::Exp(d, hn::Set(d, sums.max - max)));
+  sums.max = max;
+  sums.sum = sums.sum * scale + hn::GetLane(hn::SumOfLanes(d, total));
+  const Vector factor = hn::Set(d, scale);
+  for (int i = 0; i < shape.head_dim; i += kLanes) hn::StoreU(hn::Mul(load(sums.out + i), factor), d, sums.out + i);
+}
+
+/// One block of keys for kRows queries.
+template <int kRows, typename T>
+void attend_tile(const AttentionShape& shape, const Query* queries, const T* keys, const T* values, int first_position,
+                 AttentionSums* sums) {
+  const float* q[kRows];
+  HWY_ALIGN float scores[kRows][kPagePositions] = {};
+  float* score_rows[kRows];
+  int begin = kPagePositions;
+  int end = 0;
+  int begins[kRows];
+  int ends[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    q[r] = queries[r].q;
+    score_rows[r] = scores[r];
+    begins[r] = std::clamp(first_visible(queries[r].position, shape.window) - first_position, 0, kPagePositions);
+    ends[r] = std::clamp(queries[r].position + 1 - first_position, begins[r], kPagePositions);
+    if (begins[r] == ends[r]) continue;
+    begin = std::min(begin, begins[r]);
+    end = std::max(end, ends[r]);
+  }
+  if (begin >= end) return;
+
+  multiply_columns<kRows>(q, shape.head_dim, keys, kPagePositions, score_rows);
+  float* outs[kRows];
+  const float* weights[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    soften(shape, scores[r], begins[r], ends[r], sums[r]);
+    outs[r] = sums[r].out;
+    weights[r] = scores[r] + begin;
+  }
+  multiply_columns<kRows>(weights, end - begin, values + static_cast<std::size_t>(begin) * shape.head_dim, shape.head_dim, outs);
+}
+
+template <typename T>
+void attend_block(const AttentionShape& shape, std::span<const Query> queries, const KvBlock& block, int first_position,
+                  std::span<AttentionSums> sums) {
+  const T* keys = reinterpret_cast<const T*>(block.keys);
+  const T* values = reinterpret_cast<const T*>(block.values);
+  const std::size_t count = queries.size();
+  std::size_t i = 0;
+  for (; i + kTileQueries <= count; i += kTileQueries) {
+    attend_tile<kTileQueries>(shape, &queries[i], keys, values, first_position, &sums[i]);
+  }
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+  if (i + 4 <= count) {
+    attend_tile<4>(shape, &queries[i], keys, values, first_position, &sums[i]);
+    i += 4;
+  }
+  if (i + 2 <= count) {
+    attend_tile<2>(shape, &queries[i], keys, values, first_position, &sums[i]);
+    i += 2;
+  }
+#endif
+  if (i < count) attend_tile<1>(shape, &queries[i], keys, values, first_position, &sums[i]);
+}
+
+void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
+                 std::span<AttentionSums> sums) {
+  for (AttentionSums& s : sums) gemma::clear_sums(s, shape.head_dim);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const int position = first_position + static_cast<int>(i) * kPagePositions;
+    if (shape.type == KvType::kF32) {
+      attend_block<float>(shape, queries, blocks[i], position, sums);
+    } else {
+      attend_block<bf16>(shape, queries, blocks[i], position, sums);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace gemma
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace gemma {
+
+HWY_EXPORT(attend_span);
+
+void clear_sums(AttentionSums& sums, int head_dim) {
+  sums.max = kMaskedScore;
+  sums.sum = 0;
+  std::fill_n(sums.out, head_dim, 0.0f);
+}
+
+void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
+                 std::span<AttentionSums> sums) {
+  assert(queries.size() == sums.size());
+  HWY_DYNAMIC_DISPATCH(attend_span)(shape, queries, blocks, first_position, sums);
+}
+
+void merge_sums(AttentionSums& sums, const AttentionSums& later, int head_dim) {
+  const float max = std::max(sums.max, later.max);
+  const float scale = std::exp(sums.max - max);
+  const float later_scale = std::exp(later.max - max);
+  sums.max = max;
+  sums.sum = sums.sum * scale + later.sum * later_scale;
+  for (int i = 0; i < head_dim; ++i) sums.out[i] = sums.out[i] * scale + later.out[i] * later_scale;
+}
+
+void finish_sums(const AttentionSums& sums, int head_dim, float* out) {
+  for (int i = 0; i < head_dim; ++i) out[i] = sums.out[i] / sums.sum;
+}
+
+}  // namespace gemma
+#endif

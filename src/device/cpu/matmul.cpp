@@ -1,0 +1,236 @@
+#include "device/cpu/matmul.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "device/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "device/cpu/matmul.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#ifndef GEMMA_MATMUL_CONSTANTS
+#define GEMMA_MATMUL_CONSTANTS
+namespace gemma {
+namespace {
+
+/// Columns that are worked on together at most: the inputs and weights of a register tile stay in the level 1 cache.
+constexpr int kColumnBlock = 1280;
+
+constexpr int kMaxLanes = 16;
+
+}  // namespace
+}  // namespace gemma
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace gemma {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::ScalableTag<float>;
+using Words = hn::RebindToUnsigned<Floats>;
+using Vector = hn::Vec<Floats>;
+using WordVector = hn::Vec<Words>;
+
+constexpr int kLanes = static_cast<int>(HWY_LANES(float));
+
+// Accumulators, inputs and weights of a register tile fit into 32 registers of AVX-512 and NEON, or 16 of the others.
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+constexpr int kTileRows = 4;
+constexpr int kTileOutputs = 5;
+#else
+constexpr int kTileRows = 2;
+constexpr int kTileOutputs = 4;
+#endif
+// A single row has no inputs to reuse; more outputs keep more loads of weights in flight.
+constexpr int kSingleRowOutputs = 8;
+
+/// Words of two bf16 each: elements 2i in the lower halves, 2i + 1 in the upper.
+HWY_INLINE WordVector load_pairs(const bf16* weights) {
+#if HWY_TARGET == HWY_SCALAR
+  std::uint32_t pair;
+  std::memcpy(&pair, weights, sizeof(pair));
+  return hn::Set(Words(), pair);
+#else
+  return hn::BitCast(Words(), hn::LoadU(hn::Repartition<std::uint16_t, Words>(), &weights->bits));
+#endif
+}
+
+template <int kRows, int kOutputs>
+HWY_INLINE void multiply_group(const WordVector (&pairs)[kOutputs], const float* HWY_RESTRICT x, std::size_t x_stride,
+                               Vector (&sums)[kRows][kOutputs]) {
+  const Floats d;
+  const WordVector upper = hn::Set(Words(), 0xffff0000u);
+  Vector inputs[kRows];
+  HWY_UNROLL(8)
+  for (int m = 0; m < kRows; ++m) inputs[m] = hn::LoadU(d, x + m * x_stride);
+  HWY_UNROLL(8)
+  for (int n = 0; n < kOutputs; ++n) {
+    const Vector even = hn::BitCast(d, hn::ShiftLeft<16>(pairs[n]));
+    HWY_UNROLL(8)
+    for (int m = 0; m < kRows; ++m) sums[m][n] = hn::MulAdd(even, inputs[m], sums[m][n]);
+  }
+  HWY_UNROLL(8)
+  for (int m = 0; m < kRows; ++m) inputs[m] = hn::LoadU(d, x + kLanes + m * x_stride);
+  HWY_UNROLL(8)
+  for (int n = 0; n < kOutputs; ++n) {
+    const Vector odd = hn::BitCast(d, hn::And(pairs[n], upper));
+    HWY_UNROLL(8)
+    for (int m = 0; m < kRows; ++m) sums[m][n] = hn::MulAdd(odd, inputs[m], sums[m][n]);
+  }
+}
+
+/// Adds columns [begin, end) to the sums of a tile. `begin` is a multiple of a group of two vectors, `end` too unless it is
+/// the last column.
+/// @param weights  the first output's row; the others follow at `columns` elements.
+/// @param sums_in_memory  [kRows * kOutputs] vectors, read unless begin is 0, written unless end is the last column.
+template <int kRows, int kOutputs>
+HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, int columns, int begin, int end, const float* HWY_RESTRICT x,
+                              std::size_t x_stride, float* HWY_RESTRICT sums_in_memory, float* HWY_RESTRICT out,
+                              std::size_t out_stride) {
+  const Floats d;
+  constexpr int kGroup = 2 * kLanes;
+  Vector sums[kRows][kOutputs];
+  HWY_UNROLL(8)
+  for (int m = 0; m < kRows; ++m) {
+    HWY_UNROLL(8)
+    for (int n = 0; n < kOutputs; ++n) {
+      sums[m][n] = begin == 0 ? hn::Zero(d) : hn::LoadU(d, sums_in_memory + (m * kOutputs + n) * kLanes);
+    }
+  }
+
+  WordVector pairs[kOutputs];
+  int k = begin;
+  for (; k + kGroup <= end; k += kGroup) {
+    HWY_UNROLL(8)
+    for (int n = 0; n < kOutputs; ++n) pairs[n] = load_pairs(weights + static_cast<std::size_t>(n) * columns + k);
+    multiply_group<kRows, kOutputs>(pairs, x + k, x_stride, sums);
+  }
+  if (k < end) {
+    // A matrix may end where readable memory ends, so that the last group cannot be read as a whole.
+    HWY_UNROLL(8)
+    for (int n = 0; n < kOutputs; ++n) {
+      bf16 rest[kGroup] = {};
+      std::memcpy(rest, weights + static_cast<std::size_t>(n) * columns + k, static_cast<std::size_t>(end - k) * sizeof(bf16));
+      pairs[n] = load_pairs(rest);
+    }
+    multiply_group<kRows, kOutputs>(pairs, x + k, x_stride, sums);
+  }
+
+  HWY_UNROLL(8)
+  for (int m = 0; m < kRows; ++m) {
+    HWY_UNROLL(8)
+    for (int n = 0; n < kOutputs; ++n) {
+      if (end == columns) {
+        out[m * out_stride + n] = hn::GetLane(hn::SumOfLanes(d, sums[m][n]));
+      } else {
+        hn::StoreU(sums[m][n], d, sums_in_memory + (m * kOutputs + n) * kLanes);
+      }
+    }
+  }
+}
+
+/// What a tile is part of.
+struct Block {
+  const Matrix& weights;
+  const float* x;
+  std::size_t x_stride;
+  float* out;
+  std::size_t out_stride;
+  float* sums;  // [rows, outputs] vectors, tile by tile
+};
+
+/// One tile of kRows rows from row m, and outputs [n, n + kOutputs) counted from `first`.
+template <int kRows, int kOutputs>
+HWY_INLINE void run_tile(const Block& block, int m, int first, int n, int begin, int end) {
+  const int columns = block.weights.columns;
+  // The sums of a tile lie at a place that no other tile of this block of rows uses.
+  float* sums = block.sums + static_cast<std::size_t>((m % kRowBlock) * kOutputBlock + n * kRows) * kLanes;
+  multiply_tile<kRows, kOutputs>(block.weights.data + static_cast<std::size_t>(first + n) * columns, columns, begin, end,
+                                 block.x + m * block.x_stride, block.x_stride, sums, block.out + m * block.out_stride + n,
+                                 block.out_stride);
+}
+
+/// Rows [m, m_end) by outputs [n, n + kOutputs).
+template <int kOutputs>
+void multiply_panel(const Block& block, int m, int m_end, int first, int n, int begin, int end) {
+  for (; m + kTileRows <= m_end; m += kTileRows) run_tile<kTileRows, kOutputs>(block, m, first, n, begin, end);
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+  if (m_end - m == 3) run_tile<3, kOutputs>(block, m, first, n, begin, end);
+  if (m_end - m == 2) run_tile<2, kOutputs>(block, m, first, n, begin, end);
+#endif
+  if (m_end - m == 1) run_tile<1, kOutputs>(block, m, first, n, begin, end);
+}
+
+void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows, float* out,
+                  std::size_t out_stride, float* sums) {
+  const Block block{weights, x, x_stride, out, out_stride, sums};
+  const int columns = weights.columns;
+  if (rows == 1) {
+    int n = 0;
+    for (; n + kSingleRowOutputs <= count; n += kSingleRowOutputs) {
+      run_tile<1, kSingleRowOutputs>(block, 0, first, n, 0, columns);
+    }
+    for (; n < count; ++n) run_tile<1, 1>(block, 0, first, n, 0, columns);
+    return;
+  }
+  const int column_blocks = (columns + kColumnBlock - 1) / kColumnBlock;
+  const int column_step = padded_columns((columns + column_blocks - 1) / column_blocks);
+  for (int m = 0; m < rows; m += kRowBlock) {
+    const int m_end = std::min(rows, m + kRowBlock);
+    for (int begin = 0; begin < columns; begin += column_step) {
+      const int end = std::min(columns, begin + column_step);
+      int n = 0;
+      for (; n + kTileOutputs <= count; n += kTileOutputs) {
+        multiply_panel<kTileOutputs>(block, m, m_end, first, n, begin, end);
+      }
+      for (; n < count; ++n) multiply_panel<1>(block, m, m_end, first, n, begin, end);
+    }
+  }
+}
+
+void pair_up(float* x, int columns) {
+  const Floats d;
+  constexpr int kGroup = 2 * kLanes;
+  std::fill(x + columns, x + padded_columns(columns), 0.0f);
+  for (int k = 0; k < columns; k += kGroup) {
+    Vector even;
+    Vector odd;
+#if HWY_TARGET == HWY_SCALAR
+    even = hn::LoadU(d, x + k);
+    odd = hn::LoadU(d, x + k + 1);
+#else
+    hn::LoadInterleaved2(d, x + k, even, odd);
+#endif
+    hn::StoreU(even, d, x + k);
+    hn::StoreU(odd, d, x + k + kLanes);
+  }
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace gemma
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace gemma {
+
+HWY_EXPORT(matmul_block);
+HWY_EXPORT(pair_up);
+
+MatmulScratch::MatmulScratch() : memory_(kRowBlock, kOutputBlock * kMaxLanes, "sums of a matrix product") {}
+
+void pair_up(float* x, int columns) { HWY_DYNAMIC_DISPATCH(pair_up)(x, columns); }
+
+void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows, float* out,
+                  std::size_t out_stride, const MatmulScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(matmul_block)(weights, first, count, x, x_stride, rows, out, out_stride, scratch.data());
+}
+
+}  // namespace gemma
+#endif
