@@ -1,0 +1,34 @@
+#pragma once
+
+#include <functional>
+#include <stdexcept>
+
+namespace CLI {
+class App;
+}
+
+namespace gemma::cli {
+
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;
+
+/// The command line asks for something that makes no sense: exit code 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A subcommand of gemma-run.
+struct Command {
+  CLI::App* app = nullptr;
+  std::function<int()> run;  ///< called once the options are parsed; @return the exit code
+};
+
+Command add_prompt_command(CLI::App& program);
+Command add_score_command(CLI::App& program);
+Command add_tokenize_command(CLI::App& program);
+Command add_inspect_command(CLI::App& program);
+
+}  // namespace gemma::cli

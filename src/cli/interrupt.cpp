@@ -1,0 +1,51 @@
+#include "cli/interrupt.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "cli/command.h"
+
+namespace gemma::cli {
+namespace {
+
+std::atomic<bool> is_guarded = false;
+std::atomic<bool> is_interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void on_interrupt(int) {
+  if (!is_guarded || is_interrupted.exchange(true)) _exit(kExitInterrupted);
+}
+
+void set_handler(int number, void (*handler)(int)) {
+  struct sigaction action = {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  sigaction(number, &action, nullptr);
+}
+
+bool is_ignored(int number) {
+  struct sigaction action = {};
+  sigaction(number, nullptr, &action);
+  return action.sa_handler == SIG_IGN;
+}
+
+}  // namespace
+
+void install_signal_handlers() {
+  set_handler(SIGPIPE, SIG_DFL);
+  // A shell starts what shall run in the background with Ctrl-C ignored.
+  if (!is_ignored(SIGINT)) set_handler(SIGINT, on_interrupt);
+}
+
+InterruptGuard::InterruptGuard() {
+  is_interrupted = false;
+  is_guarded = true;
+}
+
+InterruptGuard::~InterruptGuard() { is_guarded = false; }
+
+bool InterruptGuard::was_interrupted() const { return is_interrupted; }
+
+}  // namespace gemma::cli

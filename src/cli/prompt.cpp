@@ -1,0 +1,148 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/common_options.h"
+#include "cli/generation_options.h"
+#include "cli/interrupt.h"
+#include "cli/json_output.h"
+#include "cli/numbers.h"
+#include "cli/statistics.h"
+#include "cli/terminal.h"
+#include "cli/text_input.h"
+#include "gemma/engine.h"
+
+namespace gemma::cli {
+namespace {
+
+struct PromptOptions {
+  CommonOptions common;
+  Request request;
+  std::string text;
+  std::string file;
+  std::string tokens;
+  CLI::Option* text_option = nullptr;
+  CLI::Option* file_option = nullptr;
+  CLI::Option* tokens_option = nullptr;
+};
+
+void read_prompt(PromptOptions& options) {
+  if (*options.tokens_option) {
+    options.request.tokens = parse_ids(options.tokens, "--tokens");
+  } else if (*options.file_option) {
+    options.request.prompt = without_last_line_break(read_file(options.file));
+  } else if (*options.text_option && options.text != "-") {
+    options.request.prompt = options.text;
+  } else {
+    options.request.prompt = without_last_line_break(read_standard_input("the prompt", options.common.quiet));
+  }
+}
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kInterrupt: return "interrupt";
+  }
+  return "";
+}
+
+Json to_json(const std::vector<StepLogprobs>& steps, const Tokenizer& tokenizer) {
+  const auto entry = [&tokenizer](int token, double logprob) {
+    return Json{{"token", token}, {"piece", tokenizer.piece(token)}, {"logprob", logprob}};
+  };
+  Json list = Json::array();
+  for (const StepLogprobs& step : steps) {
+    Json top = Json::array();
+    for (const auto& [token, logprob] : step.top) top.push_back(entry(token, logprob));
+    list.push_back(entry(step.token, step.logprob));
+    list.back()["top"] = std::move(top);
+  }
+  return list;
+}
+
+Json to_json(const Result& result, const Tokenizer& tokenizer) {
+  return {
+      {"text", result.text},
+      {"prompt_tokens", result.prompt_tokens},
+      {"tokens", result.tokens},
+      {"finish_reason", name_of(result.finish_reason)},
+      {"seed", result.seed},
+      {"logprobs", to_json(result.logprobs, tokenizer)},
+      {"timing",
+       {{"load_s", result.timing.load_s},
+        {"prefill_s", result.timing.prefill_s},
+        {"decode_s", result.timing.decode_s},
+        {"prefill_tokens_per_s", result.timing.prefill_tokens_per_s()},
+        {"decode_tokens_per_s", result.timing.decode_tokens_per_s()}}},
+  };
+}
+
+void print_statistics(const Result& result, const EngineInfo& info) {
+  print_statistic("prompt", in_tokens(result.timing.prompt_tokens, result.timing.prefill_s));
+  print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) + "), " +
+                                in_tokens(result.timing.decoded_tokens, result.timing.decode_s) + " after the first");
+  print_statistic("seed", std::to_string(result.seed));
+  print_engine(info, result.timing.load_s);
+}
+
+int run(PromptOptions& options) {
+  const CommonOptions& common = options.common;
+  if (options.request.options.logprobs > 0 && !common.json) throw UsageError("--logprobs needs --json");
+  choose_model(options.common);
+  read_prompt(options);
+  Engine engine(common.engine);
+
+  const bool is_streaming = !common.json;
+  const InterruptGuard interrupt;
+  std::string last;
+  ProgressBar progress("Reading the prompt", !common.quiet);
+  const auto on_text = [&](std::string_view text) {
+    if (is_streaming && !text.empty()) {
+      print(text);
+      last = text.back();
+    }
+    return !interrupt.was_interrupted();
+  };
+  const auto on_progress = [&](int read, int total) {
+    progress.update(read, total);
+    if (read == total) progress.clear();
+    return !interrupt.was_interrupted();
+  };
+  const Result result = engine.generate(options.request, on_text, on_progress);
+  progress.clear();
+
+  if (common.json) {
+    print_json(to_json(result, engine.tokenizer()));
+  } else if (last != "\n") {
+    print("\n");
+  }
+  if (common.stats) {
+    print_statistics(result, engine.info());
+  } else if (!common.json && !common.quiet && !options.request.options.seed && options.request.options.temperature != 0.0f) {
+    print_note("Seed " + std::to_string(result.seed) + ": the same with --seed " + std::to_string(result.seed) + ".");
+  }
+  return result.finish_reason == FinishReason::kInterrupt ? kExitInterrupted : kExitDone;
+}
+
+}  // namespace
+
+Command add_prompt_command(CLI::App& program) {
+  CLI::App* app = program.add_subcommand("prompt", "Complete a text, or answer it if the model is made for chat");
+  const auto options = std::make_shared<PromptOptions>();
+  options->text_option = app->add_option("TEXT", options->text, "The prompt; - or none: standard input")->type_name("");
+  options->file_option = app->add_option("--file", options->file, "Read the prompt from a file")->type_name("FILE");
+  options->tokens_option = app->add_option("--tokens", options->tokens, "The prompt as ids: \"2 506 483\"")->type_name("IDS");
+  options->file_option->excludes(options->text_option)->excludes(options->tokens_option);
+  options->tokens_option->excludes(options->text_option);
+  add_generation_options(*app, options->request.options);
+  add_model_option(*app, options->common);
+  add_device_options(*app, options->common);
+  add_cache_options(*app, options->common);
+  add_output_options(*app, options->common);
+  add_stats_option(*app, options->common);
+  return {app, [options] { return run(*options); }};
+}
+
+}  // namespace gemma::cli

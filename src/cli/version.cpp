@@ -1,0 +1,36 @@
+#include "cli/version.h"
+
+// This must come before Highway's headers.
+#include "device/cpu/simd_targets.h"
+
+#include <hwy/highway.h>
+#include <hwy/targets.h>
+
+#include <cstdint>
+
+namespace gemma::cli {
+namespace {
+
+std::string name_of(std::int64_t target) {
+  return target == HWY_AVX3 ? "AVX-512" : hwy::TargetName(target);
+}
+
+// Highway's targets are bits; the lower, the better.
+std::string names_of(std::int64_t targets) {
+  std::string names;
+  for (; targets != 0; targets &= targets - 1) {
+    names = name_of(targets & -targets) + (names.empty() ? "" : ", ") + names;
+  }
+  return names;
+}
+
+}  // namespace
+
+std::string version_text() {
+  const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
+  return std::string("gemma-run ") + GEMMA_VERSION + "\n" +  //
+         "CPU:  built for " + names_of(HWY_TARGETS) + "; this one runs " + name_of(usable & -usable) + "\n" +
+         "CUDA: not in this build";
+}
+
+}  // namespace gemma::cli
