@@ -1,28 +1,43 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
+
+#ifdef __CUDACC__
+#define GEMMA_HOST_DEVICE __host__ __device__
+#else
+#define GEMMA_HOST_DEVICE
+#endif
 
 namespace gemma {
 
+struct PhiloxWords {
+  std::uint32_t x, y, z, w;
+};
+
 /// Philox4x32-10, a counter-based random number generator: four words that depend on nothing but counter and key.
 /// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+GEMMA_HOST_DEVICE constexpr PhiloxWords philox4x32(PhiloxWords counter, std::uint64_t key) {
+  auto key0 = static_cast<std::uint32_t>(key);
+  auto key1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
-    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
-    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(product1),
-               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(product0)};
-    key = {key[0] + 0x9E3779B9u, key[1] + 0xBB67AE85u};
+    const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter.x;
+    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter.z;
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter.y ^ key0, static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter.w ^ key1, static_cast<std::uint32_t>(product0)};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
   }
   return counter;
 }
 
-/// The random number that draws the token after `position`: uniform in [0, 1), a multiple of 2^-32.
-constexpr double uniform_random(std::uint64_t seed, int position) {
-  const auto words = philox4x32({static_cast<std::uint32_t>(position), 0, 0, 0},
-                                {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
-  return words[0] * 0x1p-32;
+/// The random word that draws the token after `position`.
+GEMMA_HOST_DEVICE constexpr std::uint32_t random_word(std::uint64_t seed, int position) {
+  return philox4x32({static_cast<std::uint32_t>(position), 0, 0, 0}, seed).x;
+}
+
+/// The same as a number: uniform in [0, 1), a multiple of 2^-32.
+GEMMA_HOST_DEVICE constexpr double uniform_random(std::uint64_t seed, int position) {
+  return random_word(seed, position) * 0x1p-32;
 }
 
 }  // namespace gemma
