@@ -2,9 +2,12 @@
 
 #include <functional>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace CLI {
 class App;
+class Option;
 }
 
 namespace gemma::cli {
@@ -25,6 +28,9 @@ struct Command {
   CLI::App* app = nullptr;
   std::function<int()> run;  ///< called once the options are parsed; @return the exit code
 };
+
+/// @throws UsageError saying `hint` if more than one of the options is there.
+void require_at_most_one(const std::vector<const CLI::Option*>& options, const std::string& hint);
 
 Command add_prompt_command(CLI::App& program);
 Command add_score_command(CLI::App& program);

@@ -1,6 +1,7 @@
 #include "cli/generation_options.h"
 
 #include <CLI/CLI.hpp>
+
 #include "cli/numbers.h"
 
 namespace gemma::cli {
@@ -21,11 +22,11 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
       ->type_name("X")
       ->check(number("of at least 0", [](float x) { return x >= 0; }))
       ->group(kGroup);
-  app.add_option("--top-k", options.top_k, "Likeliest tokens to draw from; 0: all [the model's, or 64]")
+  app.add_option("--top-k", options.top_k, "Draw from the K likeliest; 0: all [the model's, or 64]")
       ->type_name("K")
       ->check(whole_number(0))
       ->group(kGroup);
-  app.add_option("--top-p", options.top_p, "Probability they add up to [the model's, or 0.95]")
+  app.add_option("--top-p", options.top_p, "Draw from the likeliest share [the model's, or 0.95]")
       ->type_name("P")
       ->check(number("above 0 and at most 1", [](float p) { return p > 0 && p <= 1; }))
       ->group(kGroup);
@@ -45,19 +46,21 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
   app.add_option("--stop", options.stop, "Text that ends the answer; may be repeated [none]")
       ->type_name("TEXT")
       ->allow_extra_args(false)
+      ->option_text("TEXT")
       ->check(check_not_empty)
       ->group(kGroup);
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the model's end [off]")->group(kGroup);
-  app.add_option("--logprobs", options.logprobs, "Log-probabilities of the K likeliest, with --json [0]")
+  app.add_option("--logprobs", options.logprobs, "K log-probabilities a token, with --json [0]")
       ->type_name("K")
       ->check(whole_number(0))
       ->group(kGroup);
   CLI::Option* chat = app.add_flag_callback("--chat", [&options] { options.chat = true; },
-                                            "Wrap the prompt as a chat turn [as the model says]");
+                                            "The prompt is a chat turn [as the model says]");
   CLI::Option* raw = app.add_flag_callback("--raw", [&options] { options.chat = false; },
-                                           "Take the prompt as it is [as the model says]");
-  chat->excludes(raw)->group(kGroup);
-  raw->group(kGroup);
+                                           "The prompt is plain text [as the model says]");
+  // The text keeps "Excludes: ..." out of the help.
+  chat->group(kGroup)->option_text(" ")->excludes(raw);
+  raw->group(kGroup)->option_text(" ");
   app.add_flag("--parse-special", options.parse_special, "Control tokens in the prompt count [off]")->group(kGroup);
 }
 

@@ -91,8 +91,9 @@ void print_table(const Inspection& seen) {
   row("heads", number(config.heads) + " of size " + number(config.head_dim) + ", " + number(config.kv_heads) +
                    " for keys and values");
   row("vocabulary", number(config.vocab_size) + " tokens");
-  row("parameters", number(config.embedding_parameters() + config.other_parameters()) + ", " +
-                        number(config.embedding_parameters()) + " of them in the embedding");
+  const auto embedding = static_cast<std::uint64_t>(config.embedding_parameters());
+  row("parameters", grouped(embedding + static_cast<std::uint64_t>(config.other_parameters())) + ", " + grouped(embedding) +
+                        " of them in the embedding");
   row("weights", with_unit(seen.model.weights.bytes()) + " in bf16, " + number(seen.tensors) + " tensors in the file");
   out += "\n";
   row("KV cache", "for " + number(seen.context) + " positions in " + name_of(seen.kv_type));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cli/command.h"
 #include "gemma/error.h"
 
 namespace gemma::cli {
@@ -24,6 +25,14 @@ std::vector<int> parse_ids(std::string_view text, const std::string& where) {
   }
   if (ids.empty()) throw Error(where + ": there are no token ids");
   return ids;
+}
+
+std::vector<int> parse_argument_ids(std::string_view text, const std::string& argument) {
+  try {
+    return parse_ids(text, argument);
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
 }
 
 }  // namespace gemma::cli

@@ -44,4 +44,7 @@ auto number(const char* bounds, Predicate is_allowed) {
 /// @throws gemma::Error if there is something else between them.
 std::vector<int> parse_ids(std::string_view text, const std::string& where);
 
+/// The same for ids that stand on the command line. @throws UsageError
+std::vector<int> parse_argument_ids(std::string_view text, const std::string& argument);
+
 }  // namespace gemma::cli

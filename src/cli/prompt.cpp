@@ -1,5 +1,6 @@
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 
 #include "cli/command.h"
@@ -29,7 +30,7 @@ struct PromptOptions {
 
 void read_prompt(PromptOptions& options) {
   if (*options.tokens_option) {
-    options.request.tokens = parse_ids(options.tokens, "--tokens");
+    options.request.tokens = parse_argument_ids(options.tokens, "--tokens");
   } else if (*options.file_option) {
     options.request.prompt = without_last_line_break(read_file(options.file));
   } else if (*options.text_option && options.text != "-") {
@@ -81,25 +82,31 @@ Json to_json(const Result& result, const Tokenizer& tokenizer) {
 
 void print_statistics(const Result& result, const EngineInfo& info) {
   print_statistic("prompt", in_tokens(result.timing.prompt_tokens, result.timing.prefill_s));
-  print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) + "), " +
-                                in_tokens(result.timing.decoded_tokens, result.timing.decode_s) + " after the first");
+  print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) +
+                                "); after the first " + in_tokens(result.timing.decoded_tokens, result.timing.decode_s));
   print_statistic("seed", std::to_string(result.seed));
   print_engine(info, result.timing.load_s);
 }
 
 int run(PromptOptions& options) {
   const CommonOptions& common = options.common;
+  require_at_most_one({options.text_option, options.file_option, options.tokens_option},
+                      "give the prompt once: as TEXT, with --file or with --tokens");
   if (options.request.options.logprobs > 0 && !common.json) throw UsageError("--logprobs needs --json");
   choose_model(options.common);
   read_prompt(options);
   Engine engine(common.engine);
 
   const bool is_streaming = !common.json;
+  // A person at a terminal sees the beginning that is continued; a program gets what was made, and nothing else.
+  const bool shows_prompt = options.request.tokens.empty() && !common.quiet && is_terminal(STDOUT_FILENO) &&
+                            !options.request.options.chat.value_or(engine.info().is_chat);
   const InterruptGuard interrupt;
-  std::string last;
+  char last = 0;
   ProgressBar progress("Reading the prompt", !common.quiet);
   const auto on_text = [&](std::string_view text) {
     if (is_streaming && !text.empty()) {
+      if (last == 0 && shows_prompt) print_prompt(options.request.prompt);
       print(text);
       last = text.back();
     }
@@ -115,7 +122,7 @@ int run(PromptOptions& options) {
 
   if (common.json) {
     print_json(to_json(result, engine.tokenizer()));
-  } else if (last != "\n") {
+  } else if (last != '\n') {
     print("\n");
   }
   if (common.stats) {
@@ -129,13 +136,11 @@ int run(PromptOptions& options) {
 }  // namespace
 
 Command add_prompt_command(CLI::App& program) {
-  CLI::App* app = program.add_subcommand("prompt", "Complete a text, or answer it if the model is made for chat");
+  CLI::App* app = program.add_subcommand("prompt", "Complete a text, or answer a chat turn");
   const auto options = std::make_shared<PromptOptions>();
-  options->text_option = app->add_option("TEXT", options->text, "The prompt; - or none: standard input")->type_name("");
+  options->text_option = app->add_option("TEXT", options->text, "The prompt; - or none: standard input")->option_text(" ");
   options->file_option = app->add_option("--file", options->file, "Read the prompt from a file")->type_name("FILE");
   options->tokens_option = app->add_option("--tokens", options->tokens, "The prompt as ids: \"2 506 483\"")->type_name("IDS");
-  options->file_option->excludes(options->text_option)->excludes(options->tokens_option);
-  options->tokens_option->excludes(options->text_option);
   add_generation_options(*app, options->request.options);
   add_model_option(*app, options->common);
   add_device_options(*app, options->common);

@@ -65,11 +65,13 @@ void print_text(const Scored& scored, const Tokenizer& tokenizer) {
 }
 
 int run(ScoreOptions& options) {
+  require_at_most_one({options.file_option, options.tokens_option, options.tokens_file_option},
+                      "give the text once: as FILE, with --tokens or with --tokens-file");
   choose_model(options.common);
   std::vector<int> ids;
   std::string text;
   if (*options.tokens_option) {
-    ids = parse_ids(options.tokens, "--tokens");
+    ids = parse_argument_ids(options.tokens, "--tokens");
   } else if (*options.tokens_file_option) {
     ids = parse_ids(read_file(options.tokens_file), "'" + options.tokens_file + "'");
   } else {
@@ -110,14 +112,11 @@ int run(ScoreOptions& options) {
 Command add_score_command(CLI::App& program) {
   CLI::App* app = program.add_subcommand("score", "Log-probability of every token of a text, and its perplexity");
   const auto options = std::make_shared<ScoreOptions>();
-  options->file_option = app->add_option("FILE", options->file, "The text; - or none: standard input")->type_name("");
+  options->file_option = app->add_option("FILE", options->file, "The text; - or none: standard input")->option_text(" ");
   options->tokens_option = app->add_option("--tokens", options->tokens, "Token ids instead: \"2 506 483\"")->type_name("IDS");
   options->tokens_file_option =
       app->add_option("--tokens-file", options->tokens_file, "A file of token ids instead")->type_name("FILE");
-  CLI::Option* parse_special =
-      app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");
-  options->tokens_option->excludes(options->file_option)->excludes(options->tokens_file_option)->excludes(parse_special);
-  options->tokens_file_option->excludes(options->file_option)->excludes(parse_special);
+  app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");
   add_model_option(*app, options->common);
   add_device_options(*app, options->common);
   add_cache_options(*app, options->common);

@@ -8,6 +8,7 @@
 namespace gemma::cli {
 
 std::string count_of(std::uint64_t count, const std::string& noun);  ///< "1 token", "5 tokens"
+std::string grouped(std::uint64_t number);                           ///< "13,117,760"
 std::string with_unit(std::uint64_t bytes);                          ///< "26.2 MB"
 std::string in_tokens(int tokens, double seconds);                   ///< "5 tokens in 0.012 s (430 tokens/s)"
 

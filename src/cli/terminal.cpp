@@ -18,9 +18,10 @@ void print_error(const std::string& text) {
   std::fflush(stderr);
 }
 
-bool has_color() {
+std::string faint(const std::string& text) {
   const char* no_color = std::getenv("NO_COLOR");
-  return is_terminal(STDERR_FILENO) && (no_color == nullptr || *no_color == '\0');
+  const bool has_color = is_terminal(STDERR_FILENO) && (no_color == nullptr || *no_color == '\0');
+  return has_color ? "\x1B[2m" + text + "\x1B[0m" : text;
 }
 
 }  // namespace
@@ -32,8 +33,10 @@ void print(std::string_view text) {
   throw Error(std::string("cannot write to standard output: ") + std::strerror(errno));
 }
 
-void print_note(const std::string& text) {
-  print_error(has_color() ? "\x1B[2m" + text + "\x1B[0m\n" : text + "\n");
+void print_note(const std::string& text) { print_error(faint(text) + "\n"); }
+
+void print_prompt(const std::string& text) {
+  if (is_terminal(STDERR_FILENO)) print_error(faint(text));
 }
 
 ProgressBar::ProgressBar(std::string label, bool is_wanted)

@@ -15,6 +15,9 @@ void print(std::string_view text);
 /// Writes a line to standard error: faint on a terminal, unless NO_COLOR is set.
 void print_note(const std::string& text);
 
+/// Shows a prompt on standard error (if that is a terminal), faint, for its continuation to follow on the same line.
+void print_prompt(const std::string& text);
+
 /// A bar on standard error that shows how far a long task has got; nothing when that is not a terminal.
 class ProgressBar {
  public:

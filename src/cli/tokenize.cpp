@@ -26,9 +26,11 @@ struct TokenizeOptions {
   CLI::Option* file_option = nullptr;
 };
 
+bool is_argument(const TokenizeOptions& options) { return *options.text_option && options.text != "-"; }
+
 std::string read_text(const TokenizeOptions& options) {
   if (*options.file_option) return read_file(options.file);
-  if (*options.text_option && options.text != "-") return options.text;
+  if (is_argument(options)) return options.text;
   return read_standard_input(options.decode ? "the ids" : "the text", options.common.quiet);
 }
 
@@ -49,11 +51,13 @@ void print_tokens(const std::vector<int>& ids, const Tokenizer& tokenizer) {
 }
 
 int run(TokenizeOptions& options) {
+  require_at_most_one({options.text_option, options.file_option}, "give the text once: as TEXT or with --file");
   choose_model(options.common);
   const std::string text = read_text(options);
   const Tokenizer tokenizer = load_tokenizer(options.common.engine.model);
   if (options.decode) {
-    const std::string decoded = tokenizer.decode(parse_ids(text, "the ids"));
+    const std::string decoded =
+        tokenizer.decode(is_argument(options) ? parse_argument_ids(text, "--decode") : parse_ids(text, "the ids"));
     options.common.json ? print_json({{"text", decoded}}) : print(decoded + "\n");
     return kExitDone;
   }
@@ -73,11 +77,10 @@ int run(TokenizeOptions& options) {
 Command add_tokenize_command(CLI::App& program) {
   CLI::App* app = program.add_subcommand("tokenize", "Token ids and pieces of a text, or the text of ids");
   const auto options = std::make_shared<TokenizeOptions>();
-  options->text_option = app->add_option("TEXT", options->text, "The text, or ids; - or none: standard input")->type_name("");
+  options->text_option = app->add_option("TEXT", options->text, "The text, or ids; - or none: standard input")->option_text(" ");
   options->file_option = app->add_option("--file", options->file, "Read the text, or ids, from a file")->type_name("FILE");
-  options->file_option->excludes(options->text_option);
-  CLI::Option* decode = app->add_flag("--decode", options->decode, "From ids (\"506 483\") to text [off]");
-  app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]")->excludes(decode);
+  app->add_flag("--decode", options->decode, "From ids (\"506 483\") to text [off]");
+  app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");
   add_model_option(*app, options->common);
   add_output_options(*app, options->common);
   return {app, [options] { return run(*options); }};

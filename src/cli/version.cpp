@@ -15,8 +15,9 @@ std::string name_of(std::int64_t target) {
   return target == HWY_AVX3 ? "AVX-512" : hwy::TargetName(target);
 }
 
-// Highway's targets are bits; the lower, the better.
+// Highway's targets are bits; the lower, the better. Plain C++ goes without saying.
 std::string names_of(std::int64_t targets) {
+  targets &= ~(HWY_SCALAR | HWY_EMU128);
   std::string names;
   for (; targets != 0; targets &= targets - 1) {
     names = name_of(targets & -targets) + (names.empty() ? "" : ", ") + names;
@@ -29,7 +30,7 @@ std::string names_of(std::int64_t targets) {
 std::string version_text() {
   const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   return std::string("gemma-run ") + GEMMA_VERSION + "\n" +  //
-         "CPU:  built for " + names_of(HWY_TARGETS) + "; this one runs " + name_of(usable & -usable) + "\n" +
+         "CPU:  " + names_of(HWY_TARGETS) + " (here: " + name_of(usable & -usable) + ")\n" +
          "CUDA: not in this build";
 }
 

@@ -91,10 +91,10 @@ void add_stop_tokens(const JsonFields& fields, std::vector<int>& stops) {
   if (!fields.has("eos_token_id")) return;
   const nlohmann::json& eos = fields.member("eos_token_id");
   const nlohmann::json ids = eos.is_array() ? eos : nlohmann::json::array({eos});
-  for (const nlohmann::json& id : ids) {
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= (1u << 31))
-      fields.fail("has an eos_token_id that is no token id");
-    if (std::find(stops.begin(), stops.end(), id.get<int>()) == stops.end()) stops.push_back(id.get<int>());
+  for (const nlohmann::json& value : ids) {
+    const int id = to_int(value).value_or(-1);
+    if (id < 0) fields.fail("has an eos_token_id that is no token id");
+    if (std::find(stops.begin(), stops.end(), id) == stops.end()) stops.push_back(id);
   }
 }
 

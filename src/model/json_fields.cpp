@@ -12,6 +12,15 @@ nlohmann::json parse_json_object(const std::string& text, const std::string& whe
   return json;
 }
 
+std::optional<int> to_int(const nlohmann::json& value) {
+  if (!value.is_number_integer()) return std::nullopt;
+  // An unsigned number beyond the signed ones must not wrap into them.
+  if (value.is_number_unsigned() && value.get<std::uint64_t>() > std::numeric_limits<int>::max()) return std::nullopt;
+  const auto number = value.get<std::int64_t>();
+  if (number < std::numeric_limits<int>::min() || number > std::numeric_limits<int>::max()) return std::nullopt;
+  return static_cast<int>(number);
+}
+
 void JsonFields::fail(const std::string& problem) const { throw Error(where_ + " " + problem); }
 
 const nlohmann::json* JsonFields::find(const char* name) const {
@@ -28,11 +37,9 @@ const nlohmann::json& JsonFields::member(const char* name) const {
 int JsonFields::integer(const char* name) const {
   const nlohmann::json& value = member(name);
   if (!value.is_number_integer()) fail(std::string("has a '") + name + "' that is not a whole number");
-  const bool fits = value.is_number_unsigned()
-                        ? value.get<std::uint64_t>() <= std::uint64_t{std::numeric_limits<int>::max()}
-                        : value.get<std::int64_t>() >= std::numeric_limits<int>::min();
-  if (!fits) fail(std::string("has a '") + name + "' that is out of range");
-  return value.get<int>();
+  const std::optional<int> fitting = to_int(value);
+  if (!fitting) fail(std::string("has a '") + name + "' that is out of range");
+  return *fitting;
 }
 
 double JsonFields::number(const char* name) const {

@@ -12,6 +12,9 @@ namespace gemma {
 /// @throws Error if it is not one.
 nlohmann::json parse_json_object(const std::string& text, const std::string& where);
 
+/// The value as an int; nullopt if it is not a whole number or does not fit.
+std::optional<int> to_int(const nlohmann::json& value);
+
 /// Reads typed members of a JSON object from outside. A member that is null counts as absent, as Hugging Face has it.
 /// All throw Error, naming object and member, when a member has another type or does not fit, and those that do not
 /// return an optional also when it is absent.

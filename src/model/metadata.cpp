@@ -37,9 +37,8 @@ GenerationDefaults defaults_from_json(const nlohmann::json& json) {
   const nlohmann::json& stops = fields.member("stop_tokens");
   if (!stops.is_array()) fields.fail("has stop_tokens that are not a list");
   for (const nlohmann::json& stop : stops) {
-    // A number that is not an int becomes one that validate refuses.
-    const bool is_id = stop.is_number_unsigned() && stop.get<std::uint64_t>() < (1u << 31);
-    defaults.stop_tokens.push_back(is_id ? stop.get<int>() : -1);
+    // What is no id becomes one that validate refuses.
+    defaults.stop_tokens.push_back(to_int(stop).value_or(-1));
   }
   defaults.temperature = to_float(fields.optional_number("temperature"));
   defaults.top_k = fields.optional_integer("top_k");

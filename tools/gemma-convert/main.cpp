@@ -25,6 +25,9 @@ void catch_signals() {
   struct sigaction action {};
   action.sa_handler = interrupt;
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  // These would end the program on the spot; ignored, they become errors of the write that caused them.
+  action.sa_handler = SIG_IGN;
+  for (const int signal : {SIGPIPE, SIGXFSZ}) sigaction(signal, &action, nullptr);
 }
 
 void report(const gemma::Conversion& made, const gemma::ConvertOptions& options) {
