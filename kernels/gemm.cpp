@@ -1,0 +1,118 @@
+#include "gemm.h"
+
+#include <array>
+#include <cstddef>
+#include <source_location>
+#include <string>
+
+#include "gemma/error.h"
+
+namespace gemma {
+namespace {
+
+void check_cublas(cublasStatus_t status, const std::string& what, const std::source_location& where = std::source_location::current()) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  std::string file = where.file_name();
+  file.erase(0, file.find_last_of('/') + 1);
+  throw Error("cuBLASLt cannot " + what + ": " + cublasLtGetStatusName(status) + " (" + file + ":" + std::to_string(where.line()) + ")");
+}
+
+template <class Value>
+void set(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
+  check_cublas(cublasLtMatmulDescSetAttribute(product, attribute, &value, sizeof value), "describe a matrix product");
+}
+
+template <class Value>
+void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
+  check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value), "take a preference");
+}
+
+/// cuBLASLt's matrices are column-major: our [rows, columns] is its columns x rows.
+cublasLtMatrixLayoutOpaque_t layout(cudaDataType_t type, int rows, int columns) {
+  cublasLtMatrixLayoutOpaque_t made;
+  check_cublas(cublasLtMatrixLayoutInit(&made, type, static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows), columns),
+               "describe a matrix");
+  return made;
+}
+
+/// Whether one block of threads sums over all columns.
+bool sums_in_one_piece(const cublasLtMatmulHeuristicResult_t& result) {
+  std::uint32_t pieces = 0, reduction = 0;
+  std::size_t written = 0;
+  check_cublas(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &pieces, sizeof pieces, &written),
+               "describe an algorithm");
+  check_cublas(
+      cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction, sizeof reduction, &written),
+      "describe an algorithm");
+  // Whatever else would combine partial sums needs memory for them.
+  return pieces <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE && result.workspaceSize == 0;
+}
+
+}  // namespace
+
+Gemm::Gemm(int typical_rows) : typical_rows_(typical_rows) {
+  cublasLtHandle_t handle = nullptr;
+  check_cublas(cublasLtCreate(&handle), "start");
+  handle_.reset(handle);
+}
+
+const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) {
+  const Shape shape{outputs, columns, out_type};
+  if (const auto known = plans_.find(shape); known != plans_.end()) return known->second;
+
+  Plan made;
+  check_cublas(cublasLtMatmulDescInit(&made.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describe a matrix product");
+  set(&made.product, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+
+  cublasLtMatmulPreferenceOpaque_t preference;
+  check_cublas(cublasLtMatmulPreferenceInit(&preference), "take a preference");
+  set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{0});
+  set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+  for (const auto alignment : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    set(&preference, alignment, std::uint32_t{16});
+  }
+
+  auto weights = layout(CUDA_R_16BF, outputs, columns);
+  auto in = layout(CUDA_R_16BF, typical_rows_, columns);
+  auto out = layout(out_type, typical_rows_, outputs);
+  std::array<cublasLtMatmulHeuristicResult_t, 16> results;
+  int found = 0;
+  const std::string what = "multiply by weights of shape [" + std::to_string(outputs) + ", " + std::to_string(columns) + "]";
+  check_cublas(cublasLtMatmulAlgoGetHeuristic(handle_.get(), &made.product, &weights, &in, &out, &out, &preference,
+                                              static_cast<int>(results.size()), results.data(), &found),
+               what);
+  for (int i = 0; i < found; ++i) {
+    if (results[i].state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(results[i])) continue;
+    made.algorithm = results[i].algo;
+    return plans_.emplace(shape, made).first->second;
+  }
+  throw Error("cuBLASLt cannot " + what + ": it knows no algorithm on this GPU that sums in one piece");
+}
+
+void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
+                    int columns, cudaStream_t stream) {
+  if (rows == 0) return;
+  const Plan& plan = this->plan(outputs, columns, out_type);
+  auto weights_layout = layout(CUDA_R_16BF, outputs, columns);
+  auto in_layout = layout(CUDA_R_16BF, rows, columns);
+  auto out_layout = layout(out_type, rows, outputs);
+  auto product = plan.product;
+  const float one = 1, zero = 0;
+  check_cublas(cublasLtMatmul(handle_.get(), &product, &one, weights, &weights_layout, in, &in_layout, &zero, out, &out_layout, out,
+                              &out_layout, &plan.algorithm, nullptr, 0, stream),
+               "multiply " + std::to_string(rows) + " rows by weights of shape [" + std::to_string(outputs) + ", " + std::to_string(columns) +
+                   "]");
+}
+
+void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
+                    cudaStream_t stream) {
+  multiply(out, CUDA_R_32F, in, weights, rows, outputs, columns, stream);
+}
+
+void Gemm::multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
+                    cudaStream_t stream) {
+  multiply(out, CUDA_R_16BF, in, weights, rows, outputs, columns, stream);
+}
+
+}  // namespace gemma

@@ -1,0 +1,48 @@
+// A prompt chunk's keys and values into the cache.
+//
+// Bytes: twice those of the keys and values that are committed.
+
+#include "kv_commit.cuh"
+
+#include "cuda_error.h"
+
+namespace gemma {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlockPositions = 64;
+constexpr int kUnit = 8;  // elements of 16 bytes
+
+/// A block copies one position: blockIdx.x counts the sequence's rows, blockIdx.y the sequences.
+__global__ void __launch_bounds__(kThreads)
+kv_commit_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const __grid_constant__ LayerCache cache, const PromptSequence* sequences) {
+  const PromptSequence sequence = sequences[blockIdx.y];
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= sequence.rows) return;
+  if (cache.is_local && row < sequence.rows - cache.ring_slots) return;  // a newer row takes this slot
+  const int position = sequence.position + row;
+  const int units_of_head = cache.head_dim / kUnit;
+  const int units = cache.kv_heads * units_of_head;
+  const std::size_t from = static_cast<std::size_t>(sequence.first_row + row) * cache.kv_heads * cache.head_dim;
+
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * units; i += kThreads) {
+    const bool is_value = i >= units;
+    const int unit = is_value ? i - units : i;
+    const uint4 data = __ldg(reinterpret_cast<const uint4*>((is_value ? v : k) + from) + unit);
+    __nv_bfloat16* block = block_in_layer(cache, sequence, unit / units_of_head, position / kBlockPositions, is_value);
+    __nv_bfloat16* to = block + static_cast<std::size_t>(position % kBlockPositions) * cache.head_dim;
+    reinterpret_cast<uint4*>(to)[unit % units_of_head] = data;
+  }
+}
+
+}  // namespace
+
+void launch_kv_commit(const __nv_bfloat16* k, const __nv_bfloat16* v, const LayerCache& cache, const PromptSequence* sequences, int count,
+                      int max_rows, cudaStream_t stream) {
+  if (count == 0 || max_rows == 0) return;
+  const dim3 grid(static_cast<unsigned>(max_rows), static_cast<unsigned>(count));
+  kv_commit_kernel<<<grid, kThreads, 0, stream>>>(k, v, cache, sequences);
+  check_cuda(cudaGetLastError());
+}
+
+}  // namespace gemma
