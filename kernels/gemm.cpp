@@ -2,7 +2,7 @@
 
 #include <array>
 #include <cstddef>
-#include <source_location>
+#include <cstdint>
 #include <string>
 
 #include "gemma/error.h"
@@ -10,11 +10,16 @@
 namespace gemma {
 namespace {
 
-void check_cublas(cublasStatus_t status, const std::string& what, const std::source_location& where = std::source_location::current()) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  std::string file = where.file_name();
-  file.erase(0, file.find_last_of('/') + 1);
-  throw Error("cuBLASLt cannot " + what + ": " + cublasLtGetStatusName(status) + " (" + file + ":" + std::to_string(where.line()) + ")");
+[[noreturn]] void fail(cublasStatus_t status, const std::string& what) {
+  throw Error("cuBLASLt cannot " + what + ": it reports " + cublasLtGetStatusName(status));
+}
+
+void check_cublas(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) fail(status, what);
+}
+
+std::string in_words(int outputs, int columns) {
+  return "multiply by weights of shape [" + std::to_string(outputs) + ", " + std::to_string(columns) + "]";
 }
 
 template <class Value>
@@ -78,16 +83,17 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
   auto out = layout(out_type, typical_rows_, outputs);
   std::array<cublasLtMatmulHeuristicResult_t, 16> results;
   int found = 0;
-  const std::string what = "multiply by weights of shape [" + std::to_string(outputs) + ", " + std::to_string(columns) + "]";
-  check_cublas(cublasLtMatmulAlgoGetHeuristic(handle_.get(), &made.product, &weights, &in, &out, &out, &preference,
-                                              static_cast<int>(results.size()), results.data(), &found),
-               what);
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(handle_.get(), &made.product, &weights, &in, &out, &out, &preference,
+                                     static_cast<int>(results.size()), results.data(), &found);
+  if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) fail(status, in_words(outputs, columns));
   for (int i = 0; i < found; ++i) {
-    if (results[i].state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(results[i])) continue;
-    made.algorithm = results[i].algo;
+    const auto& result = results[static_cast<std::size_t>(i)];
+    if (result.state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(result)) continue;
+    made.algorithm = result.algo;
     return plans_.emplace(shape, made).first->second;
   }
-  throw Error("cuBLASLt cannot " + what + ": it knows no algorithm on this GPU that sums in one piece");
+  throw Error("cuBLASLt cannot " + in_words(outputs, columns) + ": it knows no way on this GPU to sum in one piece");
 }
 
 void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
@@ -99,10 +105,9 @@ void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in,
   auto out_layout = layout(out_type, rows, outputs);
   auto product = plan.product;
   const float one = 1, zero = 0;
-  check_cublas(cublasLtMatmul(handle_.get(), &product, &one, weights, &weights_layout, in, &in_layout, &zero, out, &out_layout, out,
-                              &out_layout, &plan.algorithm, nullptr, 0, stream),
-               "multiply " + std::to_string(rows) + " rows by weights of shape [" + std::to_string(outputs) + ", " + std::to_string(columns) +
-                   "]");
+  const cublasStatus_t status = cublasLtMatmul(handle_.get(), &product, &one, weights, &weights_layout, in, &in_layout, &zero, out,
+                                               &out_layout, out, &out_layout, &plan.algorithm, nullptr, 0, stream);
+  if (status != CUBLAS_STATUS_SUCCESS) fail(status, in_words(outputs, columns) + " for " + std::to_string(rows) + " rows");
 }
 
 void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,

@@ -153,7 +153,7 @@ __device__ void soften(const PromptAttention& attention, const Rows& rows, int f
 
 /// Blocks that are to share a multiprocessor: so many fit into the shared memory and registers of one.
 template <int kHeadDim>
-constexpr int kBlocksTogether = kHeadDim == 256 ? 2 : kHeadDim == 128 ? 3 : 4;
+constexpr int kBlocksTogether = kHeadDim == 256 ? 2 : 3;
 
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>) attention_kernel(const __grid_constant__ PromptAttention attention) {

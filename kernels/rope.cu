@@ -18,10 +18,12 @@ __device__ void store(__nv_bfloat16* out, const float4& four, float scale) {
   *reinterpret_cast<uint2*>(out) = {pack_bf16(four.x * scale, four.y * scale), pack_bf16(four.z * scale, four.w * scale)};
 }
 
+/// Of each product pair the one with the cosine goes unrounded into the sum, as in the decode kernel: a position's key has
+/// the same bits from either.
 __device__ void turn_pair(float& first, float& second, float2 turn) {
   const float x = first, y = second;
-  first = x * turn.x - y * turn.y;
-  second = y * turn.x + x * turn.y;
+  first = fmaf(x, turn.x, -__fmul_rn(y, turn.y));
+  second = fmaf(y, turn.x, __fmul_rn(x, turn.y));
 }
 
 __global__ void __launch_bounds__(kThreads)
