@@ -1,4 +1,4 @@
-# Decides whether the CUDA device is built: GEMMA_HAS_CUDA. C++20 in device code needs CUDA 12.
+# Decides whether the CUDA device is built: GEMMA_HAS_CUDA. Kernels need CUDA 12.4.
 set(GEMMA_CUDA AUTO CACHE STRING "Build the CUDA device: ON, OFF, or AUTO (where a CUDA Toolkit is installed)")
 set_property(CACHE GEMMA_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT GEMMA_CUDA MATCHES "^(AUTO|ON|OFF)$")
@@ -7,16 +7,34 @@ endif()
 
 set(GEMMA_HAS_CUDA OFF)
 if(NOT GEMMA_CUDA STREQUAL OFF)
-  find_package(CUDAToolkit 12.0 QUIET)
+  find_package(CUDAToolkit 12.4 QUIET)
   if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE)
     set(GEMMA_HAS_CUDA ON)
   elseif(GEMMA_CUDA STREQUAL ON)
-    message(FATAL_ERROR "GEMMA_CUDA is ON, but no nvcc of CUDA 12 or newer was found. Install the CUDA Toolkit, name its "
+    message(FATAL_ERROR "GEMMA_CUDA is ON, but no nvcc of CUDA 12.4 or newer was found. Install the CUDA Toolkit, name its "
                         "folder with -DCUDAToolkit_ROOT=DIR, or build for the CPU alone with -DGEMMA_CUDA=OFF")
   endif()
 endif()
 
 if(GEMMA_HAS_CUDA)
-  message(STATUS "CUDA Toolkit ${CUDAToolkit_VERSION}: ${CUDAToolkit_NVCC_EXECUTABLE}. "
-                 "This version has no CUDA device yet: it runs on the CPU.")
+  # For the GPU of this machine where there is one; else for Ampere, Ada, Hopper and Blackwell.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE GEMMA_GPUS ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+    string(REGEX MATCH "[0-9]+\\.[0-9]+" GEMMA_GPU "${GEMMA_GPUS}")
+    string(REPLACE "." "" GEMMA_GPU "${GEMMA_GPU}")
+    if(GEMMA_GPU)
+      set(CMAKE_CUDA_ARCHITECTURES ${GEMMA_GPU})
+    elseif(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)
+      set(CMAKE_CUDA_ARCHITECTURES 80 86 89 90 100 120)
+    else()
+      set(CMAKE_CUDA_ARCHITECTURES 80 86 89 90)
+    endif()
+  endif()
+  set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+  enable_language(CUDA)
+  # CMake 3.25 does not know that nvcc takes this flag.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  message(STATUS "CUDA Toolkit ${CUDAToolkit_VERSION}, for compute capability ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

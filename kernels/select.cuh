@@ -139,15 +139,22 @@ struct KeySource {
           wanted &= wanted - 1;
           if (group[g] >= 0) view.load(group[g], x[g]);
         }
-#pragma unroll
-        for (int g = 0; g < kAtOnce; ++g) {
-          if (group[g] < 0) continue;
-          view.prepare(group[g], x[g]);
+        // Not unrolled, for the sake of the code's size: the groups move up to where the first one was.
+#pragma unroll 1
+        while (group[0] >= 0) {
+          view.prepare(group[0], x[0]);
 #pragma unroll
           for (int i = 0; i < kLaneLogits; ++i) {
-            const Key key = view.key(group[g], i, x[g][i]);
+            const Key key = view.key(group[0], i, x[0][i]);
             if (key >= range.lowest && key <= range.highest) visit(key);
           }
+#pragma unroll
+          for (int g = 0; g + 1 < kAtOnce; ++g) {
+            group[g] = group[g + 1];
+#pragma unroll
+            for (int i = 0; i < kLaneLogits; ++i) x[g][i] = x[g + 1][i];
+          }
+          group[kAtOnce - 1] = -1;
         }
       }
     }

@@ -31,6 +31,7 @@ inline constexpr int kSpanPositions = 8 * kPagePositions;
 struct KvLayout {
   KvType type = KvType::kF32;
   int window = 0;      ///< of the local layers, after any override
+  int context = 0;     ///< positions that a sequence may have
   int rings = 0;       ///< sequences that may be alive at once
   int ring_slots = 0;  ///< a multiple of kPagePositions; position p is in slot p % ring_slots
   int pages = 0;       ///< in the pool; a page number means the same page in every global layer
@@ -49,6 +50,13 @@ class Device {
   virtual int max_rows() const = 0;             ///< rows that a batch may have
   virtual int max_logit_rows() const = 0;       ///< rows whose logits are held at once
   virtual const KvLayout& kv_layout() const = 0;
+
+  /// Bytes of the device's own memory that weights, cache and work space take; 0 where they lie in the host's memory.
+  virtual std::size_t memory_bytes() const { return 0; }
+
+  /// Takes all generated rows of the batch from their tokens to their logits, where the device has a kernel for the whole
+  /// step. @return whether it did: then the steps below concern the prompt rows alone, and are left out if there are none.
+  virtual bool decode_at_once(const Batch& /*batch*/) { return false; }
 
   /// x = embedding of each row's token, times Config::embedding_scale().
   virtual void embed(const Batch& batch) = 0;
@@ -71,8 +79,17 @@ class Device {
   /// @param count  at most max_logit_rows(): 8192 rows of 256,000 float32 logits would be 8.4 GB.
   virtual void logits(const Batch& batch, int first, int count) = 0;
 
-  /// Answers batch.outputs[first, first + count) from the logits just made. @param answers [count]
+  /// Answers batch.outputs[first, first + count) from the logits just made. Where the device runs ahead, the answers are not
+  /// there before `finish`, and until then must stay where they are.
+  /// @param answers  [count]
   virtual void sample(const Batch& batch, int first, int count, std::span<Output> answers) = 0;
+
+  /// Whether steps are only begun when they are called for, so that the next one can be given out before the answers of
+  /// this one are looked at: see kSampledToken.
+  virtual bool runs_ahead() const { return false; }
+
+  /// Waits for the answers of all calls of `sample` but the last `calls_ahead`.
+  virtual void finish(int /*calls_ahead*/) {}
 
   /// Copies all local layers' keys and values of one ring to another.
   virtual void copy_ring(int from, int to) = 0;
@@ -89,6 +106,21 @@ class Device {
   /// Puts back what read_slot has read.
   virtual void write_slot(int ring, int slot, std::span<const std::byte> bytes) = 0;
 };
+
+struct CudaOptions {
+  int ordinal = 0;   ///< which GPU, as CUDA counts them
+  int max_rows = 1;  ///< rows that a batch may have
+  KvLayout kv;
+};
+
+/// An NVIDIA GPU. Loads the plug-in library that has the kernels, and with it CUDA, only now.
+/// @throws Error if there is no such library, driver or GPU, or if weights, cache and work space do not fit into the GPU's
+/// memory, with the numbers.
+std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options);
+
+/// Whether make_cuda_device has something to work with: the plug-in library, a driver, and at least one GPU.
+/// @param why_not  when not nullptr, receives the reason if there is none.
+bool has_cuda_device(std::string* why_not = nullptr);
 
 struct CpuOptions {
   int threads = 0;   ///< 0: one for each core that this process may use

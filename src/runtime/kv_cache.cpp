@@ -40,6 +40,7 @@ KvLayout plan_kv_cache(int window, int context, int sequences, KvType type) {
   KvLayout layout;
   layout.type = type;
   layout.window = window;
+  layout.context = context;
   layout.rings = sequences;
   layout.ring_slots = ring_slots(window, context);
   layout.pages = sequences * blocks_for(context);

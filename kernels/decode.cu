@@ -1,0 +1,838 @@
+// The whole decode step of Gemma 2 in one persistent kernel, from tokens to logits.
+//
+// Decoding reads every weight once for each step, so it can only be as fast as memory is read. One block runs on each
+// multiprocessor. Its producer warp streams the block's share of all weights, layer after layer, and of the keys and values
+// of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply. Between the
+// steps of a layer the blocks meet at a grid barrier: five a layer. The stream does not stop at barriers.
+//
+// Arithmetic is the same for one row and for many. A matrix product sums, for each row and output, over pieces of 512
+// columns in ascending order; within a piece the tensor cores run over 16 columns at a time, even and odd ones into
+// accumulators of their own. Weights are the 8-column operand, tokens the rows of the other one. Attention goes over blocks
+// of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in groups of 16 by
+// whichever thread block finishes last, and then the groups.
+//
+// Bytes of a step: all weights once, and the keys and values that the rows' queries see.
+
+#include "decode.cuh"
+
+#include <algorithm>
+#include <string>
+
+#include "cuda_error.h"
+#include "device/attention_mask.h"
+#include "device/device.h"
+#include "gemma/error.h"
+#include "stream.cuh"
+
+namespace gemma {
+namespace {
+
+constexpr int kBlockKeys = kPagePositions;
+constexpr int kKeysInPart = 8;                        // keys of a block that one warp works on
+constexpr int kPartsInBlock = kBlockKeys / kKeysInPart;
+constexpr int kHeadsAtOnce = 2;                       // query heads of a group that share a pass over the keys
+constexpr int kMaxHeadDim = 256;
+constexpr int kScratchBytes = 32 * 1024;              // partial sums of products, or of attention
+
+static_assert(kPartsInBlock == kConsumerWarps);
+static_assert(kConsumerWarps * kHeadsAtOnce * (kMaxHeadDim + 2) * 4 <= kScratchBytes);
+
+/// Where an element of a product's input lies so that a lane finds what it feeds to the tensor cores for 32 columns in one
+/// run of 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16, ... of the 32 for lane t of 4.
+__device__ int operand_order(int column) {
+  return (column & ~31) | (((column >> 1) & 3) << 3) | (((column >> 3) & 3) << 1) | (column & 1);
+}
+
+/// Distance of rows of a product's input in shared memory, such that two rows fall into different halves of the banks.
+__host__ __device__ int operand_pitch(int columns) { return columns + ((columns * 2) % 128 == 0 ? 32 : 0); }
+
+/// What a thread block has in shared memory.
+struct Shared {
+  Stream stream;
+  __nv_bfloat16* operand;  // [rows, operand_pitch(hidden)]: the normalised residual
+  float* scratch;          // kScratchBytes
+  float* sums;             // [kConsumerWarps]
+  int* is_last;
+};
+
+/// Tiles of 8 outputs are dealt out to the blocks of the grid in turn, going on from one product to the next, so that over a
+/// layer all blocks stream nearly the same number of bytes.
+class Dealer {
+ public:
+  /// This block's first tile of the next product, which has `tiles` tiles; the others follow in steps of the grid.
+  __device__ int deal(int tiles) {
+    const int grid = static_cast<int>(gridDim.x);
+    const int first = (static_cast<int>(blockIdx.x) - dealt_ + grid) % grid;
+    dealt_ = (dealt_ + tiles) % grid;
+    return first;
+  }
+
+ private:
+  int dealt_ = 0;
+};
+
+__device__ int pieces_in_tile(int columns) { return (columns + kPieceColumns - 1) / kPieceColumns; }
+
+/// A matrix product of the step: where its weights lie.
+struct Product {
+  const __nv_bfloat16* weights;
+  int outputs;   // rows of the weights; 8 a tile
+  int columns;   // a multiple of 32
+  bool is_gate_up;  // rows 2i and 2i + 1 of the product are row i of the gate and row i of up
+
+  __device__ int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
+  __device__ const __nv_bfloat16* row(int output) const {
+    const int index = is_gate_up ? (output & 1) * (outputs / 2) + output / 2 : output;
+    return weights + static_cast<std::size_t>(index) * columns;
+  }
+};
+
+struct Step {
+  const DecodeModel& model;
+
+  __device__ int query_size() const { return model.heads * model.head_dim; }
+  __device__ int kv_size() const { return model.kv_heads * model.head_dim; }
+  __device__ Product qkv(const DecodeLayer& layer) const {
+    return {layer.qkv, query_size() + 2 * kv_size(), model.hidden, false};
+  }
+  __device__ Product attention_out(const DecodeLayer& layer) const {
+    return {layer.attention_out, model.hidden, query_size(), false};
+  }
+  __device__ Product gate_up(const DecodeLayer& layer) const {
+    return {layer.gate_up, 2 * model.intermediate, model.hidden, true};
+  }
+  __device__ Product down(const DecodeLayer& layer) const { return {layer.down, model.hidden, model.intermediate, false}; }
+  __device__ Product head() const { return {model.head, model.vocab, model.hidden, false}; }
+};
+
+// --- which keys a row sees ---
+
+struct KeyRange {
+  int first, last;  // positions, both seen
+
+  __device__ int first_block() const { return first / kBlockKeys; }
+  __device__ int blocks() const { return last / kBlockKeys - first_block() + 1; }
+  /// Parts of a block, counted from its first key, that have keys in the range.
+  __device__ int first_part(int block) const { return max(first - block * kBlockKeys, 0) / kKeysInPart; }
+  __device__ int parts(int block) const {
+    return min(last - block * kBlockKeys, kBlockKeys - 1) / kKeysInPart - first_part(block) + 1;
+  }
+};
+
+__device__ KeyRange visible_keys(const DecodeModel& model, const DecodeLayer& layer, int position) {
+  const int window = layer.is_local ? model.window : kNoWindow;
+  return {position < window ? 0 : position - window + 1, position};
+}
+
+/// The first key of a block (its first value with `is_value`).
+__device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const DecodeLayer& layer, int row, int kv_head, int block,
+                                         bool is_value) {
+  const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
+  if (layer.is_local) {
+    const std::size_t ring = static_cast<std::size_t>(model.ring[row]) * model.local_layers + layer.index_in_kind;
+    const std::size_t slot = static_cast<std::size_t>(block) * kBlockKeys % model.ring_slots;
+    return model.rings + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
+  }
+  const int page_number = model.page_table[row * model.max_pages + block];
+  const std::size_t page = static_cast<std::size_t>(page_number) * model.global_layers + layer.index_in_kind;
+  return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
+}
+
+/// Attention's work: for each row and KV head the blocks of keys that the row sees, dealt out to the blocks of the grid in
+/// turn. Calls work(row, kv_head, range, block) for those of this thread block.
+template <class Work>
+__device__ void for_each_block_of_keys(const DecodeModel& model, const DecodeLayer& layer, int rows, Dealer& dealer,
+                                       const Work& work) {
+  int total = 0;
+  for (int row = 0; row < rows; ++row) total += visible_keys(model, layer, model.position[row]).blocks() * model.kv_heads;
+  const int grid = static_cast<int>(gridDim.x);
+  int item = dealer.deal(total);
+  int before = 0;
+  for (int row = 0; row < rows; ++row) {
+    const KeyRange range = visible_keys(model, layer, model.position[row]);
+    const int blocks = range.blocks();
+    for (; item < before + blocks * model.kv_heads; item += grid) {
+      work(row, (item - before) / blocks, range, range.first_block() + (item - before) % blocks);
+    }
+    before += blocks * model.kv_heads;
+  }
+}
+
+// --- the producer: the same order of steps as the consumers', reduced to what they read ---
+
+__device__ void stream_product(Producer& producer, Dealer& dealer, const Product& product) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int tile = dealer.deal(product.tiles()); tile < product.tiles(); tile += static_cast<int>(gridDim.x)) {
+    const int rows = min(kPieceRows, product.outputs - tile * kPieceRows);
+    for (int column = 0; column < product.columns; column += kPieceColumns) {
+      const unsigned bytes = 2 * min(kPieceColumns, product.columns - column);
+      producer.begin(rows * bytes);
+#if __CUDA_ARCH__ >= 900
+      if (lane < rows) producer.copy(lane, lane * kPiecePitch, product.row(tile * kPieceRows + lane) + column, bytes);
+#else
+      (void)lane;
+      for (int row = 0; row < rows; ++row) {
+        producer.copy(row, row * kPiecePitch, product.row(tile * kPieceRows + row) + column, bytes);
+      }
+#endif
+      producer.end();
+    }
+  }
+}
+
+__device__ void stream_keys_and_values(const DecodeModel& model, const DecodeLayer& layer, int rows, Producer& producer,
+                                       Dealer& dealer) {
+  const int part_elements = kKeysInPart * model.head_dim;
+  const unsigned bytes = 2 * part_elements;
+  for_each_block_of_keys(model, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
+    const __nv_bfloat16* keys = block_in_cache(model, layer, row, kv_head, block, false);
+    const __nv_bfloat16* values = block_in_cache(model, layer, row, kv_head, block, true);
+    const int first = range.first_part(block);
+    for (int part = first; part < first + range.parts(block); ++part) {
+      producer.begin(2 * bytes);
+      producer.copy(0, 0, keys + part * part_elements, bytes);
+      producer.copy(1, part_elements, values + part * part_elements, bytes);
+      producer.end();
+    }
+  });
+}
+
+__device__ void produce(const DecodeModel& model, const Stream& stream, int rows) {
+  const Step step{model};
+  Producer producer(stream);
+  Dealer dealer;
+  for (int i = 0; i < model.layers; ++i) {
+    const DecodeLayer layer = model.layer[i];
+    stream_product(producer, dealer, step.qkv(layer));
+    stream_keys_and_values(model, layer, rows, producer, dealer);
+    stream_product(producer, dealer, step.attention_out(layer));
+    stream_product(producer, dealer, step.gate_up(layer));
+    stream_product(producer, dealer, step.down(layer));
+  }
+  stream_product(producer, dealer, step.head());
+}
+
+// --- the consumers ---
+
+__device__ int warp_index() { return static_cast<int>(threadIdx.x / 32); }
+__device__ int lane_index() { return static_cast<int>(threadIdx.x % 32); }
+
+/// Where the blocks of the grid wait for each other.
+class GridBarrier {
+ public:
+  __device__ explicit GridBarrier(unsigned* arrivals) : arrivals_(arrivals) {}
+
+  __device__ void wait() {
+    expected_ += gridDim.x;
+    consumer_barrier();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      add_release(arrivals_, 1);
+      while (load_acquire(arrivals_) < expected_) {
+      }
+    }
+    consumer_barrier();
+  }
+
+ private:
+  unsigned* arrivals_;
+  unsigned expected_ = 0;
+};
+
+/// The next four elements of a row of the residual stream: what was there, and what the last product adds to it after its
+/// own norm. Rounded the same way wherever it is computed.
+struct ResidualRow {
+  const float* residual;          // [hidden]; nullptr in the first layer, where `embedding` is the residual
+  const __nv_bfloat16* embedding; // [hidden]
+  float embedding_scale;
+  const float* added;             // [hidden]
+  const float* added_norm;        // [hidden]
+
+  __device__ float4 added_at(int unit) const {
+    if (residual == nullptr) return {};
+    return __ldcg(reinterpret_cast<const float4*>(added) + unit);
+  }
+
+  __device__ float4 old_at(int unit) const {
+    if (residual != nullptr) return __ldcg(reinterpret_cast<const float4*>(residual) + unit);
+    const uint2 four = __ldg(reinterpret_cast<const uint2*>(embedding) + unit);
+    return {low_half(four.x) * embedding_scale, high_half(four.x) * embedding_scale, low_half(four.y) * embedding_scale,
+            high_half(four.y) * embedding_scale};
+  }
+
+  __device__ float4 sum_at(int unit, const float4& old, const float4& more, float added_scale) const {
+    if (residual == nullptr) return old;
+    const float4 norm = __ldg(reinterpret_cast<const float4*>(added_norm) + unit);
+    return {fmaf(__fmul_rn(more.x, added_scale), 1.0f + norm.x, old.x), fmaf(__fmul_rn(more.y, added_scale), 1.0f + norm.y, old.y),
+            fmaf(__fmul_rn(more.z, added_scale), 1.0f + norm.z, old.z), fmaf(__fmul_rn(more.w, added_scale), 1.0f + norm.w, old.w)};
+  }
+};
+
+__device__ float add_squares(float sum, const float4& v) { return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum)))); }
+
+/// Sums over a row, always in the same order: a row is dealt out in units of four elements to 8 segments of 32 lanes; each
+/// lane adds up its units, each segment its lanes, then the segments in order. One row is shared by all warps, of many
+/// each warp has one. @param lane_sum  the sum over units begin, begin + kConsumers, begin + 2 * kConsumers, ...
+template <int kRows, class LaneSum>
+__device__ float row_sum(float* shared_sums, const LaneSum& lane_sum) {
+  float total = 0;
+  if constexpr (kRows == 1) {
+    const float sum = warp_sum(lane_sum(static_cast<int>(threadIdx.x)));
+    consumer_barrier();  // the sums of the time before have been read
+    if (lane_index() == 0) shared_sums[warp_index()] = sum;
+    consumer_barrier();
+    for (int segment = 0; segment < kConsumerWarps; ++segment) total += shared_sums[segment];
+  } else {
+    for (int segment = 0; segment < kConsumerWarps; ++segment) total += warp_sum(lane_sum(segment * 32 + lane_index()));
+  }
+  return total;
+}
+
+/// The new residual (written by block 0 alone), normalised, into the next product's operand in shared memory.
+__device__ void store_normalized(const Shared& shared, int unit, const float4& x, float scale, const float* norm, int row_index, int hidden,
+                                 float* residual_out) {
+  const float4 weight = __ldg(reinterpret_cast<const float4*>(norm) + unit);
+  if (blockIdx.x == 0) __stcg(reinterpret_cast<float4*>(residual_out) + unit, x);
+  __nv_bfloat16* operand = shared.operand + row_index * operand_pitch(hidden);
+  *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit)) =
+      pack_bf16(__fmul_rn(x.x, scale) * (1.0f + weight.x), __fmul_rn(x.y, scale) * (1.0f + weight.y));
+  *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit + 2)) =
+      pack_bf16(__fmul_rn(x.z, scale) * (1.0f + weight.z), __fmul_rn(x.w, scale) * (1.0f + weight.w));
+}
+
+/// residual + RMSNorm(added) -> the new residual -> RMSNorm.
+template <int kRows>
+__device__ void normalize_row(const Shared& shared, const ResidualRow& row, const float* norm, int row_index, int hidden, float eps,
+                              float* residual_out) {
+  const int units = hidden / 4;
+  const float inverse_hidden = 1.0f / static_cast<float>(hidden);
+  const int first = kRows == 1 ? static_cast<int>(threadIdx.x) : lane_index();
+
+  // A thread's share of a single row fits into registers; then memory is asked once, for everything together.
+  constexpr int kHeld = kRows == 1 ? 5 : 1;
+  const bool is_held = kRows == 1 && units <= kHeld * kConsumers;
+  float4 old[kHeld], added[kHeld];
+  if (is_held) {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      if (first + j * kConsumers < units) {
+        old[j] = row.old_at(first + j * kConsumers);
+        added[j] = row.added_at(first + j * kConsumers);
+      }
+    }
+  }
+  // Visits this thread's units of the row in ascending order, `begin` on.
+  const auto each_unit = [&](int begin, const auto& visit) {
+    if (is_held) {
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        if (begin + j * kConsumers < units) visit(begin + j * kConsumers, old[j], added[j]);
+      }
+    } else {
+      for (int unit = begin; unit < units; unit += kConsumers) {
+        float4 before = row.old_at(unit);
+        visit(unit, before, row.added_at(unit));
+      }
+    }
+  };
+
+  float added_scale = 0;
+  if (row.residual != nullptr) {
+    const float squares = row_sum<kRows>(shared.sums, [&](int begin) {
+      float sum = 0;
+      each_unit(begin, [&](int, float4&, const float4& more) { sum = add_squares(sum, more); });
+      return sum;
+    });
+    added_scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
+  }
+  const float squares = row_sum<kRows>(shared.sums, [&](int begin) {
+    float sum = 0;
+    each_unit(begin, [&](int unit, float4& before, const float4& more) {
+      before = row.sum_at(unit, before, more, added_scale);
+      sum = add_squares(sum, before);
+    });
+    return sum;
+  });
+  const float scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
+
+  for (int begin = first; begin < (kRows == 1 ? first + 1 : kConsumers); begin += 32) {
+    each_unit(begin, [&](int unit, float4& before, const float4& more) {
+      const float4 x = is_held ? before : row.sum_at(unit, before, more, added_scale);
+      store_normalized(shared, unit, x, scale, norm, row_index, hidden, residual_out);
+    });
+  }
+}
+
+/// A product's input: rows of bf16 in operand order, in shared or in global memory.
+struct Operand {
+  const __nv_bfloat16* rows;
+  int pitch;
+  bool is_global;
+};
+
+/// One warp: the product of a piece of weights and the operand's columns from `column` on.
+/// @return the sums of row lane / 4 and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile.
+__device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column, int columns) {
+  const int lane = lane_index();
+  const int row = lane / 4;
+  const bool has_row = row < rows;
+  const uint4* input = reinterpret_cast<const uint4*>(operand.rows + row * operand.pitch + column) + lane % 4;
+  constexpr int kSteps = kPieceColumns / 32;
+  const int steps = columns / 32;
+
+  // What another block has written is asked for before the wait for the weights.
+  uint4 a[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    a[step] = make_uint4(0, 0, 0, 0);
+    if (has_row && step < steps) a[step] = operand.is_global ? __ldcg(input + 4 * step) : input[4 * step];
+  }
+
+  stream.wait_until_full(piece);
+  const __nv_bfloat16* weights = stream.stage(piece) + (lane % 8) * kPiecePitch + 8 * (lane / 8);
+  float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    if (step < steps) {
+      std::uint32_t b[4];
+      load_matrices(b, weights + 32 * step);
+      multiply_accumulate(even, a[step].x, 0, a[step].y, 0, b[0], b[1]);
+      multiply_accumulate(odd, a[step].z, 0, a[step].w, 0, b[2], b[3]);
+    }
+  }
+  stream.release(piece);
+  return {even[0] + odd[0], even[1] + odd[1]};
+}
+
+/// One product: outputs [rows, product.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, value,
+/// next value) for even outputs, in which outputs 2i and 2i + 1 come together.
+template <int kRows, class Epilogue>
+__device__ void multiply(const Shared& shared, const Product& product, const Operand& operand, int rows, int& next_piece, Dealer& dealer,
+                         const Epilogue& epilogue) {
+  const int grid = static_cast<int>(gridDim.x);
+  const int lane = lane_index();
+  const int pieces = pieces_in_tile(product.columns);
+  constexpr int kValuesInPiece = kRows * kPieceRows;
+  const int tiles_at_once = max(1, kScratchBytes / (4 * kValuesInPiece * pieces));
+  const int first_tile = dealer.deal(product.tiles());
+
+  for (int tile = first_tile; tile < product.tiles(); tile += tiles_at_once * grid) {
+    const int tiles = min(tiles_at_once, (product.tiles() - tile + grid - 1) / grid);
+    const int slots = tiles * pieces;
+    // This warp's pieces: those whose number is its own modulo the number of warps.
+    for (int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps; slot < slots; slot += kConsumerWarps) {
+      const int column = slot % pieces * kPieceColumns;
+      const float2 sums = multiply_piece(shared.stream, next_piece + slot, operand, rows, column,
+                                         min(kPieceColumns, product.columns - column));
+      if (lane / 4 < kRows) {
+        *reinterpret_cast<float2*>(shared.scratch + slot * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4)) = sums;
+      }
+    }
+    next_piece += slots;
+    consumer_barrier();
+    constexpr int kPairs = kValuesInPiece / 2;
+    for (int i = static_cast<int>(threadIdx.x); i < tiles * kPairs; i += kConsumers) {
+      const int pair = i % kPairs;
+      const int row = pair / (kPieceRows / 2);
+      const int output = (tile + i / kPairs * grid) * kPieceRows + 2 * (pair % (kPieceRows / 2));
+      const float2* partial = reinterpret_cast<const float2*>(shared.scratch) + i / kPairs * pieces * kPairs + pair;
+      float2 sum = {0, 0};
+      for (int piece = 0; piece < pieces; ++piece) {
+        sum.x += partial[piece * kPairs].x;
+        sum.y += partial[piece * kPairs].y;
+      }
+      if (row < rows && output < product.outputs) epilogue(row, output, sum);
+    }
+    consumer_barrier();
+  }
+}
+
+__device__ float soft_cap(float value, float cap) { return cap > 0 ? cap * tanhf(value / cap) : value; }
+
+__device__ float gelu(float x) {
+  constexpr float kSqrt2OverPi = 0.7978845608028654f;
+  return 0.5f * x * (1.0f + tanhf(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
+}
+
+// --- attention ---
+
+/// Rotary embedding of element `index` of a head. @param rope the position's cosines and sines
+__device__ float rotated(const float* head, int index, int head_dim, const float2* rope) {
+  const int half = head_dim / 2;
+  const float2 turn = __ldg(rope + index % half);
+  const float x = __ldcg(head + index);
+  const float y = __ldcg(head + (index < half ? index + half : index - half));
+  return index < half ? x * turn.x - y * turn.y : x * turn.x + y * turn.y;
+}
+
+/// Merges softmax sums over separate keys, in the order given: out = sum exp(m_i - m) o_i, likewise the sums.
+struct Softmax {
+  float largest, sum;
+};
+
+template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
+__device__ void attend_part(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int piece, int row, int kv_head,
+                            const KeyRange& range, int block, int part, int first_head, int heads, float* part_out, float2* part_sums) {
+  const int head_dim = model.head_dim;
+  const int first_dim = lane_index() * kLaneDims;
+  const bool has_dims = first_dim < head_dim;
+  const int position = range.last;
+  const float* qkv = model.qkv + static_cast<std::size_t>(row) * (model.heads + 2 * model.kv_heads) * head_dim;
+  const float2* rope = model.rope + static_cast<std::size_t>(position) * (head_dim / 2);
+
+  float query[kHeadsAtOnce][kLaneDims] = {};
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      if (has_dims && h < heads) query[h][i] = rotated(qkv + (first_head + h) * head_dim, first_dim + i, head_dim, rope) * model.query_scale;
+    }
+  }
+
+  // The row's own key and value, if they belong to this part, are not in the cache yet: they are put there, and used as
+  // they will be read from there.
+  const int first_key = block * kBlockKeys + part * kKeysInPart;
+  const int newest = position - first_key;
+  const bool has_newest = newest >= 0 && newest < kKeysInPart;
+  float new_key[kLaneDims] = {}, new_value[kLaneDims] = {};
+  if (has_newest && has_dims) {
+    const float* key = qkv + (model.heads + kv_head) * head_dim;
+    const float* value = qkv + (model.heads + model.kv_heads + kv_head) * head_dim;
+    const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + first_dim;
+    __nv_bfloat16* cached_key = block_in_cache(model, layer, row, kv_head, block, false) + offset;
+    __nv_bfloat16* cached_value = block_in_cache(model, layer, row, kv_head, block, true) + offset;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      const __nv_bfloat16 rounded_key = __float2bfloat16_rn(rotated(key, first_dim + i, head_dim, rope));
+      const __nv_bfloat16 rounded_value = __float2bfloat16_rn(__ldcg(value + first_dim + i));
+      new_key[i] = __bfloat162float(rounded_key);
+      new_value[i] = __bfloat162float(rounded_value);
+      cached_key[i] = rounded_key;
+      cached_value[i] = rounded_value;
+    }
+  }
+
+  shared.stream.wait_until_full(piece);
+  const __nv_bfloat16* keys = shared.stream.stage(piece);
+  const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
+
+  float score[kHeadsAtOnce][kKeysInPart];
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+    float key[kLaneDims];
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      key[i] = has_dims && k != newest ? __bfloat162float(keys[k * head_dim + first_dim + i]) : new_key[i];
+    }
+    const bool is_seen = first_key + k >= range.first && first_key + k <= range.last;
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) sum = fmaf(query[h][i], key[i], sum);
+      score[h][k] = is_seen ? soft_cap(warp_sum(sum), model.attention_softcap) : kMaskedScore;
+    }
+  }
+  // Softmax over the part's keys; at least one of them is seen.
+  float out[kHeadsAtOnce][kLaneDims] = {};
+  Softmax softmax[kHeadsAtOnce];
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    softmax[h] = {score[h][0], 0};
+#pragma unroll
+    for (int k = 1; k < kKeysInPart; ++k) softmax[h].largest = fmaxf(softmax[h].largest, score[h][k]);
+  }
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+    const bool is_seen = first_key + k >= range.first && first_key + k <= range.last;
+    float value[kLaneDims];
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      // A slot that the row does not see may hold anything, not-a-number included.
+      value[i] = k == newest ? new_value[i] : has_dims && is_seen ? __bfloat162float(values[k * head_dim + first_dim + i]) : 0.0f;
+    }
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      const float weight = is_seen ? expf(score[h][k] - softmax[h].largest) : 0.0f;
+      softmax[h].sum += weight;
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) out[h][i] = fmaf(weight, value[i], out[h][i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    if (has_dims) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) part_out[h * head_dim + first_dim + i] = out[h][i];
+    }
+    if (lane_index() == 0) part_sums[h] = {softmax[h].largest, softmax[h].sum};
+  }
+}
+
+/// Combines `count` partial results over neighbouring keys, in order. Thread i of the consumers works on elements i,
+/// i + kConsumers, ... of `heads` heads. Calls done(head, dim, value, softmax) for each.
+template <class PartialOut, class PartialSums, class Done>
+__device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out, const PartialSums& partial_sums, const Done& done) {
+  for (int i = static_cast<int>(threadIdx.x); i < heads * head_dim; i += kConsumers) {
+    const int head = i / head_dim;
+    const int dim = i % head_dim;
+    Softmax softmax{kMaskedScore, 0};
+    for (int part = 0; part < count; ++part) softmax.largest = fmaxf(softmax.largest, partial_sums(head, part).x);
+    float value = 0;
+#pragma unroll 4
+    for (int part = 0; part < count; ++part) {
+      const float2 sums = partial_sums(head, part);
+      const float weight = expf(sums.x - softmax.largest);
+      softmax.sum = fmaf(weight, sums.y, softmax.sum);
+      value = fmaf(weight, partial_out(head, part, dim), value);
+    }
+    done(head, dim, value, softmax);
+  }
+}
+
+/// Whether this thread block is the last of `expected` to come here. What the others wrote before can then be read.
+__device__ bool is_last_to_arrive(const Shared& shared, unsigned* arrivals, int expected) {
+  consumer_barrier();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *shared.is_last = fetch_add_acquire_release(arrivals, 1) + 1 == static_cast<unsigned>(expected);
+    if (*shared.is_last) *arrivals = 0;  // for the next layer
+    __threadfence();
+  }
+  consumer_barrier();
+  return *shared.is_last != 0;
+}
+
+/// After a block's partial result is written: combines what is complete.
+__device__ void combine_blocks(const DecodeModel& model, const Shared& shared, int row, int kv_head, const KeyRange& range, int block) {
+  const int head_dim = model.head_dim;
+  const int group_heads = model.heads / model.kv_heads;
+  const int first_head = row * model.heads + kv_head * group_heads;
+  const int groups_wide = (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup;
+  const int group = (block - range.first_block()) / kBlocksInGroup;
+  const int groups = (range.blocks() + kBlocksInGroup - 1) / kBlocksInGroup;
+  const int blocks = min(kBlocksInGroup, range.blocks() - group * kBlocksInGroup);
+  unsigned* arrivals = model.block_arrivals + static_cast<std::size_t>(row * model.kv_heads + kv_head) * (groups_wide + 1);
+
+  const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
+    const int element = (kv_head * group_heads + head) * head_dim + dim;
+    model.attended[static_cast<std::size_t>(row) * model.heads * head_dim + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
+  };
+  if (!is_last_to_arrive(shared, arrivals + group, blocks)) return;
+  const auto block_at = [&](int head, int part) {
+    return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
+  };
+  const auto block_out = [&](int head, int part, int dim) { return __ldcg(model.partials + block_at(head, part) * head_dim + dim); };
+  const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
+  if (groups == 1) {
+    combine(blocks, group_heads, head_dim, block_out, block_sums, finish);
+    return;
+  }
+  const auto group_at = [&](int head, int part) { return static_cast<std::size_t>(first_head + head) * groups_wide + part; };
+  combine(blocks, group_heads, head_dim, block_out, block_sums, [&](int head, int dim, float value, const Softmax& softmax) {
+    __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
+    if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
+  });
+  if (!is_last_to_arrive(shared, arrivals + groups_wide, groups)) return;
+  combine(
+      groups, group_heads, head_dim,
+      [&](int head, int part, int dim) { return __ldcg(model.group_partials + group_at(head, part) * head_dim + dim); },
+      [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
+}
+
+template <int kLaneDims>
+__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows, int& next_piece, Dealer& dealer) {
+  const int head_dim = model.head_dim;
+  const int group_heads = model.heads / model.kv_heads;
+  float* parts_out = shared.scratch;  // [warps, kHeadsAtOnce, head_dim]
+  float2* parts_sums = reinterpret_cast<float2*>(shared.scratch + kConsumerWarps * kHeadsAtOnce * kMaxHeadDim);  // [warps, kHeadsAtOnce]
+
+  for_each_block_of_keys(model, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
+    const int parts = range.parts(block);
+    const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
+    for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
+      const int heads = min(kHeadsAtOnce, group_heads - first);
+      const int first_head = kv_head * group_heads + first;
+      if (part < parts) {
+        attend_part<kLaneDims>(model, layer, shared, next_piece + part, row, kv_head, range, block, range.first_part(block) + part, first_head,
+                               heads, parts_out + part * kHeadsAtOnce * head_dim, parts_sums + part * kHeadsAtOnce);
+      }
+      consumer_barrier();
+      combine(
+          parts, heads, head_dim, [&](int head, int p, int dim) { return parts_out[(p * kHeadsAtOnce + head) * head_dim + dim]; },
+          [&](int head, int p) { return parts_sums[p * kHeadsAtOnce + head]; },
+          [&](int head, int dim, float value, const Softmax& softmax) {
+            const std::size_t at = static_cast<std::size_t>(row * model.heads + first_head + head) * model.max_blocks + block - range.first_block();
+            __stcg(model.partials + at * head_dim + dim, value);
+            if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+          });
+      consumer_barrier();
+    }
+    if (part < parts) shared.stream.release(next_piece + part);
+    next_piece += parts;
+    combine_blocks(model, shared, row, kv_head, range, block);
+  });
+}
+
+// --- the step ---
+
+template <int kRows>
+__device__ void consume(const DecodeModel& model, const Shared& shared, int rows) {
+  const Step step{model};
+  const int hidden = model.hidden;
+  GridBarrier grid(model.grid_arrivals);
+  Dealer dealer;
+  int next_piece = 0;
+  const Operand normalized{shared.operand, operand_pitch(hidden), false};
+  float* residual[2] = {model.residual, model.residual + kDecodeRows * static_cast<std::size_t>(hidden)};
+
+  // The residual of the last step plus what it added, and the norm that comes next.
+  const auto normalize = [&](bool is_first, const float* added_norm, const float* norm) {
+    for (int row = kRows == 1 ? 0 : warp_index(); row < rows; row += kConsumerWarps) {
+      const std::size_t offset = static_cast<std::size_t>(row) * hidden;
+      const ResidualRow source{is_first ? nullptr : residual[0] + offset, model.embed + static_cast<std::size_t>(model.token[row]) * hidden,
+                               model.embedding_scale, model.projected + offset, added_norm};
+      normalize_row<kRows>(shared, source, norm, row, hidden, model.norm_eps, residual[1] + offset);
+    }
+    float* const newest = residual[1];
+    residual[1] = residual[0];
+    residual[0] = newest;
+    consumer_barrier();
+  };
+  const auto store_to = [](float* out, int width) {
+    return [out, width](int row, int output, float2 values) {
+      __stcg(reinterpret_cast<float2*>(out + static_cast<std::size_t>(row) * width + output), values);
+    };
+  };
+
+  const float* post_norm = nullptr;
+  for (int i = 0; i < model.layers; ++i) {
+    const DecodeLayer layer = model.layer[i];
+    normalize(i == 0, post_norm, layer.attention_norm);
+    multiply<kRows>(shared, step.qkv(layer), normalized, rows, next_piece, dealer, store_to(model.qkv, step.query_size() + 2 * step.kv_size()));
+    grid.wait();
+
+    if (model.head_dim > 128) {
+      attend<8>(model, layer, shared, rows, next_piece, dealer);
+    } else if (model.head_dim > 64) {
+      attend<4>(model, layer, shared, rows, next_piece, dealer);
+    } else {
+      attend<2>(model, layer, shared, rows, next_piece, dealer);
+    }
+    grid.wait();
+
+    multiply<kRows>(shared, step.attention_out(layer), {model.attended, step.query_size(), true}, rows, next_piece, dealer,
+                    store_to(model.projected, hidden));
+    grid.wait();
+
+    normalize(false, layer.attention_post_norm, layer.mlp_norm);
+    multiply<kRows>(shared, step.gate_up(layer), normalized, rows, next_piece, dealer, [&](int row, int output, float2 gate_up) {
+      model.activated[static_cast<std::size_t>(row) * model.intermediate + operand_order(output / 2)] =
+          __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
+    });
+    grid.wait();
+
+    multiply<kRows>(shared, step.down(layer), {model.activated, model.intermediate, true}, rows, next_piece, dealer,
+                    store_to(model.projected, hidden));
+    grid.wait();
+    post_norm = layer.mlp_post_norm;
+  }
+  normalize(false, post_norm, model.final_norm);
+  multiply<kRows>(shared, step.head(), normalized, rows, next_piece, dealer, [&](int row, int output, float2 logits) {
+    float* out = model.logits + static_cast<std::size_t>(row) * model.vocab + output;
+    out[0] = soft_cap(logits.x, model.final_softcap);
+    if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
+  });
+}
+
+template <int kRows>
+__global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
+  extern __shared__ __align__(128) char memory[];
+  Shared shared;
+  shared.stream.stage_memory = memory;
+  shared.stream.stages = stages;
+  char* rest = memory + static_cast<std::size_t>(stages) * kStageBytes;
+  shared.stream.full = reinterpret_cast<std::uint64_t*>(rest);
+  shared.stream.empty = shared.stream.full + stages;
+  rest += (16 * stages + 127) / 128 * 128;
+  shared.scratch = reinterpret_cast<float*>(rest);
+  rest += kScratchBytes;
+  shared.sums = reinterpret_cast<float*>(rest);
+  shared.is_last = reinterpret_cast<int*>(shared.sums + kConsumerWarps);
+  rest += 128;
+  shared.operand = reinterpret_cast<__nv_bfloat16*>(rest);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      barrier_init(&shared.stream.full[i], full_arrivals());
+      barrier_init(&shared.stream.empty[i], 1);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+
+  const int rows = *model.row_count;
+  if (threadIdx.x >= kConsumers) {
+    produce(model, shared.stream, rows);
+  } else {
+    consume<kRows>(model, shared, rows);
+  }
+}
+
+/// Shared memory of a block beside the stages.
+int fixed_bytes(int hidden, int rows) { return rows * operand_pitch(hidden) * 2 + kScratchBytes + 2 * 128; }
+
+constexpr int kMaxStages = 64;
+constexpr int kMinStages = 3;
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+template <int kRows>
+void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
+  const int fixed = fixed_bytes(model.hidden, rows);
+  const int stages = std::min(kMaxStages, (attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed) / (kStageBytes + 16));
+  const int bytes = fixed + stages * (kStageBytes + 16);
+  check_cuda(cudaFuncSetAttribute(decode_kernel<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(attribute(cudaDevAttrMultiProcessorCount)));
+  config.blockDim = dim3(kDecodeThreads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
+  config.stream = stream;
+  // All blocks must run at once: they wait for each other.
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, decode_kernel<kRows>, model, stages));
+}
+
+}  // namespace
+
+int decode_rows_at_once(int hidden) {
+  const int memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  int rows = kDecodeRows;
+  while (rows > 0 && fixed_bytes(hidden, rows) + kMinStages * (kStageBytes + 16) > memory) --rows;
+  if (rows == 0) {
+    throw Error("this GPU's blocks have " + std::to_string(memory / 1024) + " KB of shared memory, too little for a hidden size of " +
+                std::to_string(hidden));
+  }
+  return rows;
+}
+
+void launch_decode(const DecodeModel& model, int max_rows, cudaStream_t stream) {
+  check_cuda(cudaMemsetAsync(model.grid_arrivals, 0, sizeof(unsigned), stream));
+  if (max_rows == 1) {
+    launch<1>(model, 1, stream);
+  } else {
+    launch<kDecodeRows>(model, max_rows, stream);
+  }
+}
+
+}  // namespace gemma

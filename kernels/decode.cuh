@@ -1,0 +1,87 @@
+#pragma once
+
+// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode.cu.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+namespace gemma {
+
+/// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
+inline constexpr int kDecodeRows = 8;
+
+/// Blocks of 64 keys whose attention is combined at once, and then the results of these groups.
+inline constexpr int kBlocksInGroup = 16;
+
+/// One layer's weights and where its keys and values lie.
+struct DecodeLayer {
+  const __nv_bfloat16* qkv;            ///< [(heads + 2 * kv_heads) * head_dim, hidden]
+  const __nv_bfloat16* attention_out;  ///< [hidden, heads * head_dim]
+  const __nv_bfloat16* gate_up;        ///< [2 * intermediate, hidden]: all of gate, then all of up
+  const __nv_bfloat16* down;           ///< [hidden, intermediate]
+  const float* attention_norm;         ///< [hidden], as are the other norms; the `1 +` is not in them
+  const float* attention_post_norm;
+  const float* mlp_norm;
+  const float* mlp_post_norm;
+  int is_local;       ///< a ring, else pages
+  int index_in_kind;  ///< among the local, or the global, layers
+};
+
+/// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
+/// things lie. What changes (tokens, positions, page tables, how many rows there are) is behind the pointers.
+struct DecodeModel {
+  int hidden, intermediate, heads, kv_heads, head_dim, vocab;  ///< hidden, intermediate, heads * head_dim: multiples of 32
+  int layers, local_layers, global_layers;
+  int window;             ///< of local layers
+  int ring_slots;         ///< a multiple of 64
+  int max_pages;          ///< width of the page table
+  int max_blocks;         ///< of 64 keys that a row may see: width of `partials`
+  float norm_eps;
+  float embedding_scale;
+  float query_scale;
+  float attention_softcap;  ///< 0: none
+  float final_softcap;      ///< 0: none
+
+  const DecodeLayer* layer;          ///< [layers]
+  const __nv_bfloat16* embed;        ///< [vocab, hidden]
+  const __nv_bfloat16* head;         ///< [vocab, hidden]
+  const float* final_norm;           ///< [hidden]
+  const float2* rope;                ///< [positions, head_dim / 2]: cosine and sine
+  __nv_bfloat16* rings;              ///< [rings, local_layers, 2, kv_heads, ring_slots, head_dim]
+  __nv_bfloat16* pages;              ///< [pages, global_layers, 2, kv_heads, 64, head_dim]
+
+  const int* row_count;   ///< rows of this launch, 1 to kDecodeRows
+  const int* token;       ///< [rows]
+  const int* position;    ///< [rows]
+  const int* ring;        ///< [rows]
+  const int* page_table;  ///< [rows, max_pages]
+
+  float* residual;                ///< [2, rows, hidden]
+  float* qkv;                     ///< [rows, (heads + 2 * kv_heads) * head_dim]
+  float* partials;                ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  float2* partial_sums;           ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
+  float* group_partials;          ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  float2* group_sums;             ///< [rows, heads, max_groups]
+  __nv_bfloat16* attended;        ///< [rows, heads * head_dim], in operand order
+  float* projected;               ///< [rows, hidden]
+  __nv_bfloat16* activated;       ///< [rows, intermediate], in operand order
+  float* logits;                  ///< [rows, vocab], soft-capped
+
+  unsigned* grid_arrivals;   ///< zero before the launch
+  unsigned* block_arrivals;  ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
+};
+
+/// Groups that max_blocks blocks make.
+inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1) / kBlocksInGroup; }
+
+/// Rows that one launch can hold on the present GPU: kDecodeRows, or fewer where shared memory is short.
+/// @throws Error if not even one fits.
+int decode_rows_at_once(int hidden);
+
+/// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of the
+/// rows' positions appended to the cache.
+/// @param max_rows  1, or up to decode_rows_at_once(): one row has a kernel of its own. A row gets the same bits from both.
+/// @throws Error if a launch fails.
+void launch_decode(const DecodeModel& model, int max_rows, cudaStream_t stream);
+
+}  // namespace gemma

@@ -1,0 +1,85 @@
+// Finds the plug-in library with the CUDA device when it is first asked for, so that programs on the CPU never load CUDA.
+
+#include <dlfcn.h>
+
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "device/device.h"
+#include "gemma/error.h"
+
+namespace gemma {
+namespace {
+
+constexpr const char* kPluginName = "libgemma-cuda.so";
+
+using MakeDevice = Device*(const Model&, const CudaOptions&, std::string&);
+using CountDevices = int(std::string&);
+
+struct Plugin {
+  MakeDevice* make_device = nullptr;
+  CountDevices* count_devices = nullptr;
+  std::string error;  // why there is none
+};
+
+/// Beside the program, or where its installed libraries are.
+void* open_library(std::string& error) {
+  std::error_code ignored;
+  const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+  for (const std::filesystem::path& place : {folder / kPluginName, folder / ".." / GEMMA_LIBRARY_FOLDER / kPluginName}) {
+    if (!std::filesystem::exists(place, ignored)) continue;
+    void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) error = std::string("the CUDA device cannot be loaded: ") + dlerror();
+    return library;
+  }
+  error = "this build has no CUDA device (there is no " + std::string(kPluginName) + " beside the program)";
+  return nullptr;
+}
+
+Plugin load_plugin() {
+  Plugin plugin;
+  // Without a driver there is no need to load CUDA's libraries, which are large.
+  if (dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) == nullptr) {
+    plugin.error = "this machine has no NVIDIA driver";
+    return plugin;
+  }
+  void* library = open_library(plugin.error);
+  if (library == nullptr) return plugin;
+  plugin.make_device = reinterpret_cast<MakeDevice*>(dlsym(library, "gemma_make_cuda_device"));
+  plugin.count_devices = reinterpret_cast<CountDevices*>(dlsym(library, "gemma_count_cuda_devices"));
+  if (plugin.make_device == nullptr || plugin.count_devices == nullptr) {
+    plugin = {};
+    plugin.error = std::string(kPluginName) + " is of another version than the program";
+  }
+  return plugin;
+}
+
+/// Loaded once and never unloaded.
+const Plugin& plugin() {
+  static const Plugin loaded = load_plugin();
+  return loaded;
+}
+
+}  // namespace
+
+bool has_cuda_device(std::string* why_not) {
+  std::string error = plugin().error;
+  const bool has_one = plugin().count_devices != nullptr && plugin().count_devices(error) > 0;
+  if (why_not != nullptr) *why_not = has_one ? std::string() : error;
+  return has_one;
+}
+
+std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options) {
+  std::string error;
+  if (!has_cuda_device(&error)) throw Error(error + "; run it with --device cpu");
+  const int count = plugin().count_devices(error);
+  if (options.ordinal >= count) {
+    throw Error("there is no GPU " + std::to_string(options.ordinal) + ": this machine has " + std::to_string(count) + ", counted from 0");
+  }
+  std::unique_ptr<Device> device(plugin().make_device(model, options, error));
+  if (!device) throw Error(error);
+  return device;
+}
+
+}  // namespace gemma

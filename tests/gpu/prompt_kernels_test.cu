@@ -1,0 +1,780 @@
+// The prompt family of kernels against naive arithmetic in double. Outputs lie in memory that was filled with not-a-number
+// before, with a poisoned rest behind them that must stay so.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <ostream>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "activation.cuh"
+#include "cuda_error.h"
+#include "device/attention_mask.h"
+#include "embed.cuh"
+#include "gemm.h"
+#include "gemma/error.h"
+#include "kv_commit.cuh"
+#include "norm.cuh"
+#include "prompt_attention.cuh"
+#include "rope.cuh"
+
+namespace gemma {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr double kHalfUlp = 0x1p-9;  // the largest relative error of rounding to bf16
+constexpr std::size_t kRest = 64;    // poisoned elements behind an output
+constexpr unsigned char kPoison = 0xff;
+
+float to_float(float x) { return x; }
+float to_float(Bf16 x) { return __bfloat162float(x); }
+
+template <class T>
+bool is_poison(const T& value) {
+  const T poison = [] {
+    T made;
+    std::memset(&made, kPoison, sizeof made);
+    return made;
+  }();
+  return std::memcmp(&value, &poison, sizeof value) == 0;
+}
+
+/// GPU memory that starts as not-a-number.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(std::size_t size) : size_(size) {
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, bytes()));
+    memory_.reset(static_cast<T*>(memory));
+    check_cuda(cudaMemset(memory, kPoison, bytes()));
+    check_cuda(cudaDeviceSynchronize());
+  }
+  explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) { upload(values); }
+
+  T* get() const { return memory_.get(); }
+  void upload(const std::vector<T>& values) {
+    check_cuda(cudaMemcpy(get(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  /// All that is in the memory, without looking at the rest behind it.
+  std::vector<T> download() const {
+    std::vector<T> values(size_);
+    check_cuda(cudaDeviceSynchronize());
+    check_cuda(cudaMemcpy(values.data(), get(), size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+  }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { cudaFree(memory); }
+  };
+  std::size_t bytes() const { return (size_ + kRest) * sizeof(T); }
+
+  std::size_t size_;
+  std::unique_ptr<T, Free> memory_;
+
+ public:
+  /// Whether nothing was written behind the end.
+  bool has_clean_rest() const {
+    std::vector<T> rest(kRest);
+    check_cuda(cudaMemcpy(rest.data(), get() + size_, kRest * sizeof(T), cudaMemcpyDeviceToHost));
+    return std::all_of(rest.begin(), rest.end(), [](const T& value) { return is_poison(value); });
+  }
+};
+
+class Stream {
+ public:
+  Stream() { check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+std::vector<float> random_floats(std::size_t size, std::mt19937& random, float deviation = 1) {
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(size);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+std::vector<Bf16> random_bf16(std::size_t size, std::mt19937& random, float deviation = 1) {
+  std::vector<Bf16> values(size);
+  std::normal_distribution<float> normal(0, deviation);
+  for (Bf16& value : values) value = __float2bfloat16_rn(normal(random));
+  return values;
+}
+
+template <class T>
+bool same_bits(std::span<const T> a, std::span<const T> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+template <class T>
+std::span<const T> part(const std::vector<T>& values, std::size_t first, std::size_t count) {
+  return std::span<const T>(values).subspan(first, count);
+}
+
+std::size_t z(int value) { return static_cast<std::size_t>(value); }
+
+// --- embedding ---
+
+TEST(PromptEmbed, ScalesTheRowsOfTheTokens) {
+  std::mt19937 random(1);
+  const Stream stream;
+  for (const int hidden : {32, 1028, 2304, 4608}) {
+    const int vocab = 50;
+    const float scale = 48.25f;
+    const auto embed = random_bf16(z(vocab) * hidden, random);
+    for (const int rows : {1, 3, 200}) {
+      std::vector<int> tokens(z(rows));
+      for (int& token : tokens) token = static_cast<int>(random() % vocab);
+      tokens.back() = vocab - 1;
+      const Buffer<Bf16> table(embed);
+      const Buffer<int> token(tokens);
+      const Buffer<float> x(z(rows) * hidden);
+      launch_embed(token.get(), table.get(), scale, rows, hidden, x.get(), stream);
+      const auto got = x.download();
+      for (int row = 0; row < rows; ++row) {
+        for (int i = 0; i < hidden; ++i) {
+          ASSERT_EQ(got[z(row) * hidden + i], to_float(embed[z(tokens[z(row)]) * hidden + i]) * scale)
+              << "row " << row << " of " << rows << ", element " << i << " of " << hidden;
+        }
+      }
+      EXPECT_TRUE(x.has_clean_rest());
+    }
+  }
+}
+
+// --- norms ---
+
+std::vector<double> naive_norm(const float* x, const std::vector<float>& weight, float eps) {
+  double squares = 0;
+  for (std::size_t i = 0; i < weight.size(); ++i) squares += double{x[i]} * x[i];
+  const double scale = 1 / std::sqrt(squares / static_cast<double>(weight.size()) + eps);
+  std::vector<double> out(weight.size());
+  for (std::size_t i = 0; i < weight.size(); ++i) out[i] = x[i] * scale * (1 + double{weight[i]});
+  return out;
+}
+
+// float32 sums of a few thousand squares, a root good to 2 units, three products: well below 2e-6 of the value.
+constexpr double kNormError = 2e-6;
+
+void expect_bf16(Bf16 got, double expected, double error, const std::string& where) {
+  ASSERT_NEAR(to_float(got), expected, std::abs(expected) * (kHalfUlp + error) + 1e-30) << where;
+}
+
+class PromptNorm : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(HiddenSizes, PromptNorm, testing::Values(4, 32, 1020, 1024, 2304, 3584, 4608, 10000));
+
+TEST_P(PromptNorm, NormalizesAllRowsOrThoseOfAList) {
+  const int hidden = GetParam();
+  constexpr int kRows = 37;
+  constexpr float kEps = 1e-6f;
+  std::mt19937 random(2);
+  const Stream stream;
+  auto x = random_floats(z(kRows) * hidden, random, 20);
+  std::fill_n(x.begin() + 5 * hidden, hidden, 0.0f);    // nothing but eps under the root
+  std::fill_n(x.begin() + 6 * hidden, hidden, 1e-4f);   // where eps counts
+  const auto weight = random_floats(z(hidden), random);
+  const Buffer<float> x_gpu(x), weight_gpu(weight);
+
+  const Buffer<Bf16> out(z(kRows) * hidden);
+  launch_normalize(x_gpu.get(), nullptr, weight_gpu.get(), kEps, kRows, hidden, out.get(), stream);
+  const auto all = out.download();
+  for (int row = 0; row < kRows; ++row) {
+    const auto expected = naive_norm(&x[z(row) * hidden], weight, kEps);
+    for (int i = 0; i < hidden; ++i) {
+      expect_bf16(all[z(row) * hidden + i], expected[z(i)], kNormError, "row " + std::to_string(row) + ", element " + std::to_string(i));
+    }
+  }
+  EXPECT_TRUE(out.has_clean_rest());
+
+  const std::vector<int> index{36, 0, 7, 7, 5};
+  const Buffer<int> index_gpu(index);
+  const Buffer<Bf16> listed(index.size() * z(hidden));
+  launch_normalize(x_gpu.get(), index_gpu.get(), weight_gpu.get(), kEps, static_cast<int>(index.size()), hidden, listed.get(), stream);
+  const auto few = listed.download();
+  for (std::size_t i = 0; i < index.size(); ++i) {
+    EXPECT_TRUE(same_bits(part(few, i * hidden, hidden), part(all, z(index[i]) * hidden, hidden))) << "entry " << i << " of the list";
+  }
+  EXPECT_TRUE(listed.has_clean_rest());
+}
+
+TEST_P(PromptNorm, AddsANormalizedRowAndNormalizesTheSum) {
+  const int hidden = GetParam();
+  constexpr int kRows = 19;
+  constexpr float kEps = 1e-6f;
+  std::mt19937 random(3);
+  const Stream stream;
+  const auto x = random_floats(z(kRows) * hidden, random, 30);
+  const auto y = random_floats(z(kRows) * hidden, random, 0.1f);
+  const auto post = random_floats(z(hidden), random), next = random_floats(z(hidden), random);
+  const Buffer<float> y_gpu(y), post_gpu(post), next_gpu(next);
+
+  Buffer<float> x_gpu(x);
+  const Buffer<Bf16> out(z(kRows) * hidden);
+  launch_add_normalized(y_gpu.get(), post_gpu.get(), next_gpu.get(), kEps, kRows, hidden, x_gpu.get(), out.get(), stream);
+  const auto sums = x_gpu.download();
+  const auto normalized = out.download();
+  for (int row = 0; row < kRows; ++row) {
+    const auto added = naive_norm(&y[z(row) * hidden], post, kEps);
+    const auto expected = naive_norm(&sums[z(row) * hidden], next, kEps);
+    for (int i = 0; i < hidden; ++i) {
+      const std::size_t at = z(row) * hidden + i;
+      const double sum = x[at] + added[z(i)];
+      ASSERT_NEAR(sums[at], sum, kNormError * std::abs(added[z(i)]) + 0x1p-23 * std::abs(sum)) << "row " << row << ", element " << i;
+      expect_bf16(normalized[at], expected[z(i)], kNormError, "row " + std::to_string(row) + ", element " + std::to_string(i));
+    }
+  }
+  EXPECT_TRUE(x_gpu.has_clean_rest());
+  EXPECT_TRUE(out.has_clean_rest());
+
+  const Buffer<float> alone(x);
+  launch_add_normalized(y_gpu.get(), post_gpu.get(), nullptr, kEps, kRows, hidden, alone.get(), nullptr, stream);
+  EXPECT_TRUE(same_bits<float>(alone.download(), sums)) << "without a next norm";
+
+  const Buffer<float> one(std::vector<float>(x.begin() + 4 * hidden, x.begin() + 5 * hidden));
+  const Buffer<Bf16> one_out(z(hidden));
+  launch_add_normalized(y_gpu.get() + 4 * hidden, post_gpu.get(), next_gpu.get(), kEps, 1, hidden, one.get(), one_out.get(), stream);
+  EXPECT_TRUE(same_bits<float>(one.download(), part(sums, 4 * z(hidden), z(hidden)))) << "a row alone";
+  EXPECT_TRUE(same_bits<Bf16>(one_out.download(), part(normalized, 4 * z(hidden), z(hidden)))) << "a row alone";
+}
+
+// --- rotary embedding ---
+
+TEST(PromptRope, TurnsQueriesAndKeysAndLeavesValues) {
+  std::mt19937 random(4);
+  const Stream stream;
+  constexpr int kRows = 13, kPositions = 500;
+  constexpr float kQueryScale = 0.0825f;
+  for (const int head_dim : {16, 32, 48, 64, 80, 128, 256}) {
+    for (const auto& [heads, kv_heads] : {std::pair{1, 1}, std::pair{8, 4}, std::pair{6, 2}, std::pair{16, 2}}) {
+      const int half = head_dim / 2;
+      const int width = (heads + 2 * kv_heads) * head_dim;
+      std::vector<float2> table(z(kPositions) * half);
+      for (int p = 0; p < kPositions; ++p) {
+        for (int i = 0; i < half; ++i) {
+          const double angle = p * std::pow(10000.0, -2.0 * i / head_dim);
+          table[z(p) * half + i] = {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
+        }
+      }
+      std::vector<int> positions(kRows);
+      for (int& p : positions) p = static_cast<int>(random() % kPositions);
+      positions.front() = 0;
+      positions.back() = kPositions - 1;
+      const auto qkv = random_floats(z(kRows) * width, random, 3);
+      const Buffer<float> qkv_gpu(qkv);
+      const Buffer<int> position_gpu(positions);
+      const Buffer<float2> table_gpu(table);
+      const Buffer<Bf16> q(z(kRows) * heads * head_dim), k(z(kRows) * kv_heads * head_dim), v(z(kRows) * kv_heads * head_dim);
+      launch_rope(qkv_gpu.get(), position_gpu.get(), table_gpu.get(), kQueryScale, kRows, heads, kv_heads, head_dim, q.get(), k.get(),
+                  v.get(), stream);
+      const auto q_got = q.download(), k_got = k.download(), v_got = v.download();
+      for (int row = 0; row < kRows; ++row) {
+        for (int head = 0; head < heads + 2 * kv_heads; ++head) {
+          const float* in = &qkv[z(row) * width + z(head) * head_dim];
+          for (int i = 0; i < head_dim; ++i) {
+            const std::string where = "row " + std::to_string(row) + ", head " + std::to_string(head) + " of " + std::to_string(heads) + " + 2 * " +
+                                      std::to_string(kv_heads) + ", element " + std::to_string(i) + " of " + std::to_string(head_dim);
+            if (head >= heads + kv_heads) {
+              const float got = to_float(v_got[(z(row) * kv_heads + head - heads - kv_heads) * head_dim + i]);
+              ASSERT_EQ(got, to_float(__float2bfloat16_rn(in[i]))) << where;
+              continue;
+            }
+            const float2 turn = table[z(positions[z(row)]) * half + i % half];
+            const double other = i < half ? -double{in[i + half]} : double{in[i - half]};
+            double expected = in[i] * double{turn.x} + other * turn.y;
+            double size = std::abs(in[i] * turn.x) + std::abs(other * turn.y);  // of what float32 rounds
+            const bool is_query = head < heads;
+            if (is_query) expected *= kQueryScale, size *= kQueryScale;
+            const float got = is_query ? to_float(q_got[(z(row) * heads + head) * head_dim + i])
+                                       : to_float(k_got[(z(row) * kv_heads + head - heads) * head_dim + i]);
+            ASSERT_NEAR(got, expected, kHalfUlp * std::abs(expected) + 0x1p-22 * size) << where;
+          }
+        }
+      }
+      EXPECT_TRUE(q.has_clean_rest() && k.has_clean_rest() && v.has_clean_rest());
+    }
+  }
+}
+
+// --- activation and soft cap ---
+
+TEST(PromptActivation, IsGeluOfTheGateTimesUp) {
+  std::mt19937 random(5);
+  const Stream stream;
+  for (const int intermediate : {4, 32, 1028, 9216}) {
+    for (const int rows : {1, 5}) {
+      auto gate_up = random_floats(z(rows) * 2 * intermediate, random, 3);
+      gate_up[0] = 40;   // gelu is the identity here
+      gate_up[1] = -40;  // and 0 here
+      gate_up[2] = 0;
+      const Buffer<float> in(gate_up);
+      const Buffer<Bf16> out(z(rows) * intermediate);
+      launch_activation(in.get(), rows, intermediate, out.get(), stream);
+      const auto got = out.download();
+      for (int row = 0; row < rows; ++row) {
+        for (int i = 0; i < intermediate; ++i) {
+          const double gate = gate_up[z(row) * 2 * intermediate + i], up = gate_up[(z(row) * 2 + 1) * intermediate + i];
+          const double gelu = 0.5 * gate * (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate)));
+          // 1 + tanh cancels for negative gates: what is left of float32 there is relative to 1.
+          ASSERT_NEAR(to_float(got[z(row) * intermediate + i]), gelu * up, kHalfUlp * std::abs(gelu * up) + 1e-6 * std::abs(gate * up))
+              << "row " << row << ", element " << i << " of " << intermediate << ": gate " << gate << ", up " << up;
+        }
+      }
+      EXPECT_TRUE(out.has_clean_rest());
+    }
+  }
+}
+
+TEST(PromptSoftCap, CapsLogitsInPlaceAndNothingBetweenRows) {
+  std::mt19937 random(6);
+  const Stream stream;
+  for (const float cap : {30.0f, 0.0f}) {
+    for (const int vocab : {1, 257, 1024, 50001}) {
+      constexpr int kRows = 3;
+      const std::size_t pitch = z(vocab) + 7;
+      auto logits = random_floats(kRows * pitch, random, 40);
+      logits[0] = 1e6f;
+      const Buffer<float> gpu(logits);
+      launch_soft_cap(gpu.get(), cap, kRows, vocab, pitch, stream);
+      check_cuda(cudaStreamSynchronize(stream));
+      const auto got = gpu.download();
+      for (std::size_t i = 0; i < logits.size(); ++i) {
+        if (cap == 0 || i % pitch >= z(vocab)) {
+          ASSERT_EQ(got[i], logits[i]) << "element " << i % pitch << " of row " << i / pitch;
+        } else {
+          // tanhf is good to 2 units.
+          ASSERT_NEAR(got[i], cap * std::tanh(double{logits[i]} / cap), cap * 3e-7) << "element " << i % pitch << " of row " << i / pitch;
+        }
+      }
+      EXPECT_TRUE(gpu.has_clean_rest());
+    }
+  }
+}
+
+// --- the cache, on the host ---
+
+struct CacheShape {
+  bool is_local;
+  int kv_heads, head_dim;
+  int ring_slots;  // local
+  int max_pages;   // global
+  int units;       // rings or pages
+  int layers_of_kind = 3;
+  int index_in_kind = 1;
+
+  int unit_slots() const { return is_local ? ring_slots : 64; }
+  std::size_t size() const { return z(units) * layers_of_kind * 2 * kv_heads * unit_slots() * head_dim; }
+  std::size_t at(int unit, bool is_value, int kv_head, int slot) const {
+    return ((((z(unit) * layers_of_kind + index_in_kind) * 2 + is_value) * kv_heads + kv_head) * unit_slots() + slot) * head_dim;
+  }
+  LayerCache on_gpu(Bf16* memory, const int* page_table) const {
+    return {memory, is_local, index_in_kind, layers_of_kind, kv_heads, head_dim, is_local ? ring_slots : 0, page_table, max_pages};
+  }
+};
+
+/// Pages dealt out at random; entries that no text needs point outside of all memory.
+struct PageTable {
+  std::vector<int> entries;
+  int pages = 0;
+
+  PageTable(const std::vector<int>& lengths, int max_pages, std::mt19937& random) {
+    for (const int length : lengths) pages += (length + 63) / 64;
+    std::vector<int> free(z(pages));
+    std::iota(free.begin(), free.end(), 0);
+    std::shuffle(free.begin(), free.end(), random);
+    for (const int length : lengths) {
+      for (int i = 0; i < max_pages; ++i) {
+        entries.push_back(i < (length + 63) / 64 ? free.back() : 1 << 28);
+        if (i < (length + 63) / 64) free.pop_back();
+      }
+    }
+  }
+};
+
+TEST(PromptCommit, WritesTheNewestPositionsAndNothingElse) {
+  std::mt19937 random(7);
+  const Stream stream;
+  // First row, rows, position, ring, row of the page table. The second is longer than a ring.
+  const std::vector<PromptSequence> sequences{{7, 70, 1000, 2, 1}, {77, 200, 61, 0, 2}, {0, 1, 64, 3, 0}, {1, 6, 125, 1, 3}};
+  constexpr int kRows = 277, kMaxPages = 20;
+  for (const bool is_local : {true, false}) {
+    for (const auto& [kv_heads, head_dim] : {std::pair{1, 48}, std::pair{4, 256}, std::pair{3, 16}}) {
+      const PageTable table({200, 1100, 300, 200}, kMaxPages, random);
+      const CacheShape shape{is_local, kv_heads, head_dim, 128, kMaxPages, is_local ? 4 : table.pages};
+      const auto k = random_bf16(z(kRows) * kv_heads * head_dim, random), v = random_bf16(z(kRows) * kv_heads * head_dim, random);
+
+      std::vector<Bf16> expected(shape.size());
+      std::memset(expected.data(), kPoison, expected.size() * sizeof(Bf16));
+      for (const PromptSequence& sequence : sequences) {
+        for (int row = 0; row < sequence.rows; ++row) {  // the newest last
+          const int position = sequence.position + row;
+          const int unit = is_local ? sequence.ring : table.entries[z(sequence.page_row * kMaxPages + position / 64)];
+          for (int head = 0; head < kv_heads; ++head) {
+            const std::size_t from = (z(sequence.first_row + row) * kv_heads + head) * head_dim;
+            const int slot = position % shape.unit_slots();
+            std::copy_n(k.begin() + from, head_dim, expected.begin() + shape.at(unit, false, head, slot));
+            std::copy_n(v.begin() + from, head_dim, expected.begin() + shape.at(unit, true, head, slot));
+          }
+        }
+      }
+      const Buffer<Bf16> k_gpu(k), v_gpu(v), memory(shape.size());
+      const Buffer<int> table_gpu(table.entries);
+      const Buffer<PromptSequence> sequences_gpu(sequences);
+      launch_kv_commit(k_gpu.get(), v_gpu.get(), shape.on_gpu(memory.get(), table_gpu.get()), sequences_gpu.get(),
+                       static_cast<int>(sequences.size()), 200, stream);
+      const auto got = memory.download();
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        ASSERT_EQ(std::bit_cast<std::uint16_t>(got[i]), std::bit_cast<std::uint16_t>(expected[i]))
+            << (is_local ? "rings" : "pages") << ", head size " << head_dim << ": element " << i % head_dim << " of slot "
+            << i / head_dim % shape.unit_slots() << ", KV head " << i / head_dim / shape.unit_slots() % kv_heads << ", value "
+            << i / head_dim / shape.unit_slots() / kv_heads % 2 << ", layer " << i / head_dim / shape.unit_slots() / kv_heads / 2 % 3;
+      }
+      EXPECT_TRUE(memory.has_clean_rest());
+    }
+  }
+}
+
+// --- attention ---
+
+struct Case {
+  int head_dim;
+  int kv_heads;
+  int group;     // query heads of a KV head
+  int window;    // kNoWindow: a global layer
+  float softcap = 50;
+  float deviation = 3;  // of the scores before the cap
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) {
+    return out << "head size " << c.head_dim << ", " << c.group << " x " << c.kv_heads << " heads, window " << c.window << ", cap " << c.softcap
+               << ", scores " << c.deviation;
+  }
+};
+
+/// One sequence's queries, keys and values from its first position to its last.
+struct Text {
+  int length;
+  std::vector<Bf16> q, k, v;
+};
+
+/// Rows of a text that are worked on together.
+using Chunks = std::vector<int>;
+
+class PromptAttentionTest : public testing::TestWithParam<Case> {
+ protected:
+  int heads() const { return GetParam().kv_heads * GetParam().group; }
+  std::size_t q_width() const { return z(heads()) * GetParam().head_dim; }
+  std::size_t kv_width() const { return z(GetParam().kv_heads) * GetParam().head_dim; }
+
+  Text make_text(int length, std::mt19937& random) const {
+    const float q_deviation = GetParam().deviation / std::sqrt(static_cast<float>(GetParam().head_dim));
+    return {length, random_bf16(length * q_width(), random, q_deviation), random_bf16(length * kv_width(), random),
+            random_bf16(length * kv_width(), random)};
+  }
+
+  struct Expected {
+    double value;
+    double size;  // the weighted mean of the values' sizes, which errors of the weights are relative to
+  };
+
+  std::vector<Expected> naive(const Text& text) const {
+    const Case& c = GetParam();
+    std::vector<Expected> out(text.length * q_width());
+    std::vector<double> weights(z(text.length));
+    for (int row = 0; row < text.length; ++row) {
+      for (int head = 0; head < heads(); ++head) {
+        const Bf16* q = &text.q[row * q_width() + z(head) * c.head_dim];
+        const std::size_t kv_offset = z(head / c.group) * c.head_dim;
+        double largest = -INFINITY, sum = 0;
+        for (int key = 0; key <= row; ++key) {
+          weights[z(key)] = -INFINITY;
+          if (row - key >= c.window) continue;
+          double score = 0;
+          for (int i = 0; i < c.head_dim; ++i) score += double{to_float(q[i])} * to_float(text.k[key * kv_width() + kv_offset + i]);
+          if (c.softcap > 0) score = c.softcap * std::tanh(score / c.softcap);
+          weights[z(key)] = score;
+          largest = std::max(largest, score);
+        }
+        for (int key = 0; key <= row; ++key) sum += weights[z(key)] = std::exp(weights[z(key)] - largest);
+        Expected* to = &out[row * q_width() + z(head) * c.head_dim];
+        for (int key = 0; key <= row; ++key) {
+          if (weights[z(key)] == 0) continue;
+          for (int i = 0; i < c.head_dim; ++i) {
+            const double value = to_float(text.v[key * kv_width() + kv_offset + i]);
+            to[i].value += weights[z(key)] / sum * value;
+            to[i].size += weights[z(key)] / sum * std::abs(value);
+          }
+        }
+      }
+    }
+    return out;
+  }
+
+  /// Runs texts side by side, each in its chunks, a chunk of each at a time, with commits in between.
+  std::vector<std::vector<Bf16>> run(const std::vector<Text>& texts, const std::vector<Chunks>& chunks, std::mt19937& random) const {
+    const Case& c = GetParam();
+    const bool is_local = c.window != kNoWindow;
+    std::vector<int> lengths;
+    for (const Text& text : texts) lengths.push_back(text.length);
+    const int longest = *std::max_element(lengths.begin(), lengths.end());
+    const int max_pages = (longest + 63) / 64 + 2;
+    const PageTable table(lengths, max_pages, random);
+    const int ring_slots = (std::min(c.window, longest) + 63) / 64 * 64;
+    const CacheShape shape{is_local, c.kv_heads, c.head_dim, ring_slots, max_pages, is_local ? static_cast<int>(texts.size()) + 1 : table.pages};
+    const Buffer<Bf16> memory(shape.size());
+    const Buffer<int> table_gpu(table.entries);
+    const Stream stream;
+
+    std::vector<std::vector<Bf16>> results;
+    for (const Text& text : texts) results.emplace_back(text.q.size());
+    std::vector<int> done(texts.size(), 0);
+    std::size_t steps = 0;
+    for (const Chunks& of_text : chunks) steps = std::max(steps, of_text.size());
+
+    for (std::size_t step = 0; step < steps; ++step) {
+      std::vector<PromptSequence> sequences;
+      std::vector<std::size_t> text_of;
+      std::vector<Bf16> q, k, v;
+      int rows = 0, max_rows = 0;
+      for (std::size_t t = 0; t < texts.size(); ++t) {
+        if (step >= chunks[t].size()) continue;
+        const int count = chunks[t][step];
+        const auto append = [&](std::vector<Bf16>& to, const std::vector<Bf16>& from, std::size_t width) {
+          to.insert(to.end(), from.begin() + done[t] * width, from.begin() + (done[t] + count) * width);
+        };
+        append(q, texts[t].q, q_width());
+        append(k, texts[t].k, kv_width());
+        append(v, texts[t].v, kv_width());
+        sequences.push_back({rows, count, done[t], static_cast<int>(texts.size() - t), static_cast<int>(t)});
+        text_of.push_back(t);
+        rows += count;
+        max_rows = std::max(max_rows, count);
+      }
+      std::vector<std::size_t> order(sequences.size());  // descriptors need not be in the order of the rows
+      std::iota(order.begin(), order.end(), 0u);
+      std::shuffle(order.begin(), order.end(), random);
+      std::vector<PromptSequence> shuffled;
+      for (const std::size_t i : order) shuffled.push_back(sequences[i]);
+
+      const Buffer<PromptSequence> sequences_gpu(shuffled);
+      const Buffer<Bf16> q_gpu(q), k_gpu(k), v_gpu(v), out(q.size());
+      const LayerCache cache = shape.on_gpu(memory.get(), table_gpu.get());
+      const int count = static_cast<int>(sequences.size());
+      launch_prompt_attention({heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), out.get()}, count,
+                              max_rows, stream);
+      launch_kv_commit(k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), count, max_rows, stream);
+      check_cuda(cudaStreamSynchronize(stream));
+      const auto got = out.download();
+      EXPECT_TRUE(out.has_clean_rest());
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        const std::size_t t = text_of[i];
+        std::copy_n(got.begin() + sequences[i].first_row * q_width(), sequences[i].rows * q_width(), results[t].begin() + done[t] * q_width());
+        done[t] += sequences[i].rows;
+      }
+    }
+    EXPECT_EQ(done, lengths);
+    return results;
+  }
+
+  static Chunks even_chunks(int length, int size) {
+    Chunks chunks(z(length / size), size);
+    if (length % size != 0) chunks.push_back(length % size);
+    return chunks;
+  }
+
+  static Chunks random_chunks(int length, int largest, std::mt19937& random) {
+    Chunks chunks;
+    for (int rest = length; rest > 0; rest -= chunks.back()) chunks.push_back(std::min(rest, 1 + static_cast<int>(random() % largest)));
+    return chunks;
+  }
+
+  /// Each weight is rounded to bf16, and the sum of the rounded weights divides them: twice half a unit of the mean size at
+  /// the most; then the result is rounded. Scores are float32: their errors of 1e-5 or less are relative to weights, too.
+  void expect_near(const std::vector<Bf16>& got, const std::vector<Expected>& expected) const {
+    ASSERT_EQ(got.size(), expected.size());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(to_float(got[i]), expected[i].value,
+                  (2 * kHalfUlp + 5e-5) * expected[i].size + kHalfUlp * std::abs(expected[i].value) + 1e-30)
+          << "row " << i / q_width() << ", head " << i % q_width() / GetParam().head_dim << ", element " << i % GetParam().head_dim;
+    }
+  }
+
+  void expect_same(const std::vector<Bf16>& got, const std::vector<Bf16>& whole, const std::string& how) const {
+    for (std::size_t row = 0; row * q_width() < whole.size(); ++row) {
+      ASSERT_TRUE(same_bits(part(got, row * q_width(), q_width()), part(whole, row * q_width(), q_width())))
+          << how << ": row " << row << " differs from its bits in one chunk";
+    }
+  }
+};
+
+std::vector<Case> attention_cases() {
+  std::vector<Case> cases;
+  int n = 0;
+  for (const int head_dim : {32, 48, 64, 80, 128, 256}) {
+    for (const int window : {1, 2, 7, 64, 100, 128, 1000, kNoWindow}) {
+      constexpr int kGroups[] = {1, 2, 4, 8};
+      const int group = kGroups[(n + n / 8) % 4];  // another one for the same window at the next head size
+      cases.push_back({head_dim, group == 8 ? 1 : 2, group, window});
+      ++n;
+    }
+    cases.push_back({head_dim, 1, 2, 100, 50, 40});  // where the soft cap bites
+    cases.push_back({head_dim, 1, 2, kNoWindow, 0, 3});
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, PromptAttentionTest, testing::ValuesIn(attention_cases()));
+
+TEST_P(PromptAttentionTest, MatchesNaiveArithmeticHoweverATextIsCut) {
+  std::mt19937 random(8);
+  const std::vector<Text> texts{make_text(333, random)};
+  const int length = texts[0].length;
+  const auto whole = run(texts, {{length}}, random)[0];
+  expect_near(whole, naive(texts[0]));
+  expect_same(run(texts, {even_chunks(length, 1)}, random)[0], whole, "one row at a time");
+  expect_same(run(texts, {even_chunks(length, 7)}, random)[0], whole, "chunks of 7");
+  expect_same(run(texts, {even_chunks(length, 64)}, random)[0], whole, "chunks of 64");
+  expect_same(run(texts, {{63, 1, 65, 130, 2, 72}}, random)[0], whole, "chunks of 63, 1, 65, 130, 2, 72");
+  expect_same(run(texts, {random_chunks(length, 100, random)}, random)[0], whole, "random chunks");
+}
+
+TEST_P(PromptAttentionTest, KeepsSequencesApart) {
+  std::mt19937 random(9);
+  std::vector<Text> texts;
+  std::vector<std::vector<Bf16>> whole;
+  for (const int length : {150, 1, 64, 257}) {
+    texts.push_back(make_text(length, random));
+    whole.push_back(run({texts.back()}, {{length}}, random)[0]);
+    expect_near(whole.back(), naive(texts.back()));
+  }
+  std::vector<Chunks> chunks;
+  for (const Text& text : texts) chunks.push_back(random_chunks(text.length, 90, random));
+  const auto together = run(texts, chunks, random);
+  for (std::size_t t = 0; t < texts.size(); ++t) expect_same(together[t], whole[t], "text " + std::to_string(t) + " of four");
+}
+
+TEST(PromptAttentionSizes, RefusesHeadsThatItHasNoKernelFor) {
+  const Stream stream;
+  for (const int head_dim : {0, 24, 257, 272}) {
+    PromptAttention attention{};
+    attention.heads = 1;
+    attention.cache.kv_heads = 1;
+    attention.cache.head_dim = head_dim;
+    EXPECT_THROW(launch_prompt_attention(attention, 1, 1, stream), Error) << head_dim;
+  }
+}
+
+// --- matrix products ---
+
+template <class Out>
+void expect_products(int outputs, int columns) {
+  std::mt19937 random(10);
+  const Stream stream;
+  constexpr int kMaxRows = 1024;
+  Gemm gemm(kMaxRows);
+  const auto in = random_bf16(z(kMaxRows) * columns, random), weights = random_bf16(z(outputs) * columns, random);
+  const Buffer<Bf16> in_gpu(in), weights_gpu(weights);
+
+  std::vector<Out> most;
+  for (const int rows : {kMaxRows, 1, 2, 3, 8, 17, 64, 100, 129, 500, 1000}) {
+    const Buffer<Out> out(z(rows) * outputs);
+    gemm.multiply(out.get(), in_gpu.get(), weights_gpu.get(), rows, outputs, columns, stream);
+    const auto got = out.download();
+    EXPECT_TRUE(out.has_clean_rest());
+    if (most.empty()) most = got;
+    ASSERT_TRUE(same_bits<Out>(got, part(most, 0, got.size()))) << rows << " rows differ from the same rows among " << kMaxRows;
+
+    // The same rows at another place: the last of all.
+    const Buffer<Out> moved(z(rows) * outputs);
+    gemm.multiply(moved.get(), in_gpu.get() + z(kMaxRows - rows) * columns, weights_gpu.get(), rows, outputs, columns, stream);
+    ASSERT_TRUE(same_bits<Out>(moved.download(), part(most, z(kMaxRows - rows) * outputs, z(rows) * outputs)))
+        << "the last " << rows << " rows differ from the same rows among " << kMaxRows;
+  }
+  for (int sample = 0; sample < 500; ++sample) {
+    const int row = sample == 0 ? kMaxRows - 1 : static_cast<int>(random() % kMaxRows);
+    const int output = sample == 0 ? outputs - 1 : static_cast<int>(random() % outputs);
+    double sum = 0, size = 0;
+    for (int i = 0; i < columns; ++i) {
+      const double product = double{to_float(in[z(row) * columns + i])} * to_float(weights[z(output) * columns + i]);
+      sum += product;
+      size += std::abs(product);
+    }
+    // Tensor cores add products in float32, cutting off instead of rounding: about 2^-22 of the running sum each time.
+    const double rounding = std::is_same_v<Out, Bf16> ? kHalfUlp * std::abs(sum) : 0;
+    ASSERT_NEAR(to_float(most[z(row) * outputs + output]), sum, 2e-6 * size + rounding) << "row " << row << ", output " << output;
+  }
+}
+
+class PromptGemm : public testing::TestWithParam<std::pair<int, int>> {};
+INSTANTIATE_TEST_SUITE_P(Shapes, PromptGemm,
+                         testing::Values(std::pair{64, 64}, std::pair{96, 32}, std::pair{259, 72}, std::pair{4096, 2304}, std::pair{2304, 2048},
+                                         std::pair{18432, 2304}, std::pair{2304, 9216}));
+
+TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) { expect_products<float>(GetParam().first, GetParam().second); }
+
+TEST_P(PromptGemm, RoundsToBf16) { expect_products<Bf16>(GetParam().first, GetParam().second); }
+
+// --- graphs ---
+
+TEST(PromptKernels, CanBeCapturedInAGraph) {
+  std::mt19937 random(11);
+  const Stream stream;
+  constexpr int kRows = 70, kHidden = 256, kHeads = 2, kHeadDim = 64, kSlots = 64, kWidth = 4 * kHeadDim;
+  const Buffer<Bf16> embed(random_bf16(10 * kHidden, random)), weights(random_bf16(kWidth * kHidden, random));
+  const Buffer<int> token(std::vector<int>(kRows, 3));
+  std::vector<int> positions(kRows);
+  std::iota(positions.begin(), positions.end(), 0);
+  const Buffer<int> position(positions);
+  const Buffer<float> norm(random_floats(kHidden, random));
+  const Buffer<float2> table(std::vector<float2>(kRows * kHeadDim / 2, float2{0.8f, 0.6f}));
+  const Buffer<PromptSequence> sequences(std::vector<PromptSequence>{{0, kRows, 0, 0, 0}});
+
+  const auto run = [&](bool is_captured) {
+    const Buffer<float> x(kRows * kHidden), qkv(kRows * kWidth);
+    const Buffer<Bf16> h(kRows * kHidden), q(kRows * kHeads * kHeadDim), k(kRows * kHeadDim), v(kRows * kHeadDim), out(kRows * kHeads * kHeadDim);
+    const Buffer<Bf16> memory(2 * kSlots * kHeadDim);
+    const LayerCache cache{memory.get(), true, 0, 1, 1, kHeadDim, kSlots, nullptr, 0};
+    Gemm gemm(kRows);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    if (is_captured) check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    launch_embed(token.get(), embed.get(), 2, kRows, kHidden, x.get(), stream);
+    launch_normalize(x.get(), nullptr, norm.get(), 1e-6f, kRows, kHidden, h.get(), stream);
+    gemm.multiply(qkv.get(), h.get(), weights.get(), kRows, kWidth, kHidden, stream);
+    launch_rope(qkv.get(), position.get(), table.get(), 0.1f, kRows, kHeads, 1, kHeadDim, q.get(), k.get(), v.get(), stream);
+    launch_prompt_attention({kHeads, 50, 50, q.get(), k.get(), v.get(), cache, sequences.get(), out.get()}, 1, kRows, stream);
+    launch_kv_commit(k.get(), v.get(), cache, sequences.get(), 1, kRows, stream);
+    if (is_captured) {
+      check_cuda(cudaStreamEndCapture(stream, &graph));
+      check_cuda(cudaGraphInstantiate(&executable, graph, 0));
+      check_cuda(cudaGraphLaunch(executable, stream));
+    }
+    check_cuda(cudaStreamSynchronize(stream));
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    auto all = out.download();
+    const auto cached = memory.download();
+    all.insert(all.end(), cached.begin(), cached.end());
+    return all;
+  };
+  const auto direct = run(false), captured = run(true);
+  EXPECT_TRUE(same_bits<Bf16>(captured, direct));
+  EXPECT_TRUE(std::none_of(direct.begin(), direct.end(), [](Bf16 value) { return std::isnan(to_float(value)); }));
+}
+
+}  // namespace
+}  // namespace gemma
