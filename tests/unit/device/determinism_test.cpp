@@ -31,10 +31,10 @@ TEST_P(Determinism, AnyChunkSizeGivesTheSameBits) {
 
 TEST_P(Determinism, AnyNumberOfThreadsGivesTheSameBits) {
   const Model model = model_for_determinism();
-  const std::vector<int> tokens = random_tokens(300, model.config.vocab_size, 23);
-  for (int chunk : {1, 7, 300}) {
+  const std::vector<int> tokens = random_tokens(150, model.config.vocab_size, 23);
+  for (int chunk : {1, 7, 150}) {
     const Logits expected = read_alone(GetParam(), model, tokens, chunk, 1);
-    for (int threads : {2, 3, 5}) {
+    for (int threads : {2, 3}) {
       EXPECT_EQ(first_difference(read_alone(GetParam(), model, tokens, chunk, threads), expected), "")
           << threads << " threads, chunk " << chunk;
     }

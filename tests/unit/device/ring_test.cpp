@@ -16,7 +16,6 @@ Model local_model(int window) {
   Config config = small_config();
   config.window = window;
   config.layers = {LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal};
-  config.query_pre_attn_scalar = 1;  // scores of some size, so that a wrong key shows
   return random_model(config, 31);
 }
 
