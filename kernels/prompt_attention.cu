@@ -46,7 +46,9 @@ struct Rows {
   }
 };
 
-__device__ float soft_cap(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
+/// Products that a compiler might or might not fuse with the sum after them are spelled out in this file: rows must be
+/// rounded alike wherever in a block they stand.
+__device__ float soft_cap(float score, float cap, float inverse_cap) { return __fmul_rn(cap, tanhf(__fmul_rn(score, inverse_cap))); }
 
 /// Where the keys (or values) of a tile are: before the chunk in the cache, then in the chunk.
 class TileSource {
@@ -98,7 +100,8 @@ struct SharedTile {
   }
 };
 
-/// What a lane knows of the two rows of its warp that it works on, lane / 4 and lane / 4 + 8.
+/// What a lane knows of the two rows of its warp that it works on, lane / 4 and lane / 4 + 8. The four lanes of a row have
+/// the same largest score.
 struct RowState {
   float largest[2] = {kMaskedScore, kMaskedScore};  // score so far
   float sum[2] = {0, 0};                            // of this lane's weights
@@ -113,10 +116,11 @@ __device__ void soften(const PromptAttention& attention, const Rows& rows, int f
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (attention.softcap > 0) {
     const float cap = attention.softcap;
+    const float inverse_cap = 1.0f / cap;
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) score[j][i] = soft_cap(score[j][i], cap);
+      for (int i = 0; i < 4; ++i) score[j][i] = soft_cap(score[j][i], cap, inverse_cap);
     }
   }
   if (!rows.see_all(first_key, attention.window)) {
@@ -141,7 +145,7 @@ __device__ void soften(const PromptAttention& attention, const Rows& rows, int f
     const float origin = largest == kMaskedScore ? 0.0f : largest;
     scale[row] = expf(state.largest[row] - origin);
     state.largest[row] = largest;
-    float sum = state.sum[row] * scale[row];
+    float sum = __fmul_rn(state.sum[row], scale[row]);
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
       weight[j][row] = pack_bf16(expf(score[j][2 * row] - origin), expf(score[j][2 * row + 1] - origin));
@@ -306,6 +310,8 @@ __global__ void __launch_bounds__(kThreads) plain_attention_kernel(const __grid_
   const int first_key = first_visible(position, attention.window);
   const std::size_t offset = ((static_cast<std::size_t>(sequence.first_row) + row) * attention.heads + head) * head_dim;
 
+  const float cap = attention.softcap;
+  const float inverse_cap = cap > 0 ? 1.0f / cap : 0.0f;
   float* query = queries[warp];
   for (int dim = lane; dim < head_dim; dim += 32) query[dim] = __bfloat162float(attention.q[offset + dim]);
   __syncwarp();
@@ -322,8 +328,10 @@ __global__ void __launch_bounds__(kThreads) plain_attention_kernel(const __grid_
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int key = lane + 32 * i;
-      const bool is_seen = key >= begin && key < end;
-      score[i] = is_seen ? soft_cap(dot(query, keys[key], head_dim), attention.softcap) : kMaskedScore;
+      score[i] = kMaskedScore;
+      if (key < begin || key >= end) continue;
+      score[i] = dot(query, keys[key], head_dim);
+      if (cap > 0) score[i] = soft_cap(score[i], cap, inverse_cap);
     }
     const float before = largest;
     largest = fmaxf(largest, warp_max(fmaxf(score[0], score[1])));
