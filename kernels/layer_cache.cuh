@@ -28,7 +28,7 @@ struct LayerCache {
   int layers_of_kind;     ///< how many of them there are
   int kv_heads;
   int head_dim;
-  int ring_slots;         ///< local: a multiple of 64, at least the window; position p is in slot p % ring_slots
+  int ring_slots;         ///< local: a multiple of 64, at least the window or the longest text; position p is in slot p % ring_slots
   const int* page_table;  ///< global: [sequences, max_pages], on the GPU; entry p / 64 is the page of position p
   int max_pages;          ///< width of the page table
 };

@@ -262,10 +262,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>) attention
     float sum = state.sum[row];
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
+    const float scale = 1.0f / sum;
 #pragma unroll
     for (int j = 0; j < kHeadDim / 8; ++j) {
       __nv_bfloat16* to = queries.at(warp_row + lane / 4 + 8 * row, j) + 2 * (lane % 4);
-      *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(out[j][2 * row] / sum, out[j][2 * row + 1] / sum);
+      *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(out[j][2 * row] * scale, out[j][2 * row + 1] * scale);
     }
   }
   __syncwarp();
