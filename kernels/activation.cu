@@ -3,7 +3,6 @@
 // Bytes: rows * intermediate * (8 + 2) for the activation; rows * vocab * 8 for the soft cap.
 
 #include "activation.cuh"
-
 #include "cuda_error.h"
 #include "ptx.cuh"
 
@@ -18,7 +17,8 @@ __device__ float gelu(float x) {
   return 0.5f * x * (1.0f + tanhf(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
 }
 
-__global__ void __launch_bounds__(kThreads) activation_kernel(const float* gate_up, int intermediate, __nv_bfloat16* out) {
+__global__ void __launch_bounds__(kThreads)
+    activation_kernel(const float* gate_up, int intermediate, __nv_bfloat16* out) {
   const std::size_t row = blockIdx.x;
   const int column = 4 * static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
   if (column >= intermediate) return;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) activation_kernel(const float* gate_
   const float4 gate = __ldg(reinterpret_cast<const float4*>(in));
   const float4 up = __ldg(reinterpret_cast<const float4*>(in + intermediate));
   *reinterpret_cast<uint2*>(out + row * intermediate + column) = {pack_bf16(gelu(gate.x) * up.x, gelu(gate.y) * up.y),
-                                                                 pack_bf16(gelu(gate.z) * up.z, gelu(gate.w) * up.w)};
+                                                                  pack_bf16(gelu(gate.z) * up.z, gelu(gate.w) * up.w)};
 }
 
 __global__ void __launch_bounds__(kThreads) soft_cap_kernel(float* logits, float cap, int vocab, std::size_t pitch) {

@@ -10,6 +10,7 @@ namespace gemma {
 /// @param embed  [vocab, hidden]; hidden is a multiple of 4
 /// @param x      [rows, hidden]
 /// @throws Error if the launch fails.
-void launch_embed(const int* token, const __nv_bfloat16* embed, float scale, int rows, int hidden, float* x, cudaStream_t stream);
+void launch_embed(const int* token, const __nv_bfloat16* embed, float scale, int rows, int hidden, float* x,
+                  cudaStream_t stream);
 
 }  // namespace gemma

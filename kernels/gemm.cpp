@@ -35,7 +35,8 @@ void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttribut
 /// cuBLASLt's matrices are column-major: our [rows, columns] is its columns x rows.
 cublasLtMatrixLayoutOpaque_t layout(cudaDataType_t type, int rows, int columns) {
   cublasLtMatrixLayoutOpaque_t made;
-  check_cublas(cublasLtMatrixLayoutInit(&made, type, static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows), columns),
+  check_cublas(cublasLtMatrixLayoutInit(&made, type, static_cast<std::uint64_t>(columns),
+                                        static_cast<std::uint64_t>(rows), columns),
                "describe a matrix");
   return made;
 }
@@ -44,11 +45,12 @@ cublasLtMatrixLayoutOpaque_t layout(cudaDataType_t type, int rows, int columns) 
 bool sums_in_one_piece(const cublasLtMatmulHeuristicResult_t& result) {
   std::uint32_t pieces = 0, reduction = 0;
   std::size_t written = 0;
-  check_cublas(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &pieces, sizeof pieces, &written),
+  check_cublas(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &pieces,
+                                                    sizeof pieces, &written),
                "describe an algorithm");
-  check_cublas(
-      cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction, sizeof reduction, &written),
-      "describe an algorithm");
+  check_cublas(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                                    sizeof reduction, &written),
+               "describe an algorithm");
   // Whatever else would combine partial sums needs memory for them.
   return pieces <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE && result.workspaceSize == 0;
 }
@@ -73,8 +75,9 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
   check_cublas(cublasLtMatmulPreferenceInit(&preference), "take a preference");
   set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{0});
   set(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
-  for (const auto alignment : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+  for (const auto alignment :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
     set(&preference, alignment, std::uint32_t{16});
   }
 
@@ -86,7 +89,8 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
   const cublasStatus_t status =
       cublasLtMatmulAlgoGetHeuristic(handle_.get(), &made.product, &weights, &in, &out, &out, &preference,
                                      static_cast<int>(results.size()), results.data(), &found);
-  if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) fail(status, in_words(outputs, columns));
+  if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
+    fail(status, in_words(outputs, columns));
   for (int i = 0; i < found; ++i) {
     const auto& result = results[static_cast<std::size_t>(i)];
     if (result.state != CUBLAS_STATUS_SUCCESS || !sums_in_one_piece(result)) continue;
@@ -96,8 +100,8 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
   throw Error("cuBLASLt cannot " + in_words(outputs, columns) + ": it knows no way on this GPU to sum in one piece");
 }
 
-void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
-                    int columns, cudaStream_t stream) {
+void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows,
+                    int outputs, int columns, cudaStream_t stream) {
   if (rows == 0) return;
   const Plan& plan = this->plan(outputs, columns, out_type);
   auto weights_layout = layout(CUDA_R_16BF, outputs, columns);
@@ -105,18 +109,20 @@ void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in,
   auto out_layout = layout(out_type, rows, outputs);
   auto product = plan.product;
   const float one = 1, zero = 0;
-  const cublasStatus_t status = cublasLtMatmul(handle_.get(), &product, &one, weights, &weights_layout, in, &in_layout, &zero, out,
-                                               &out_layout, out, &out_layout, &plan.algorithm, nullptr, 0, stream);
-  if (status != CUBLAS_STATUS_SUCCESS) fail(status, in_words(outputs, columns) + " for " + std::to_string(rows) + " rows");
+  const cublasStatus_t status =
+      cublasLtMatmul(handle_.get(), &product, &one, weights, &weights_layout, in, &in_layout, &zero, out, &out_layout,
+                     out, &out_layout, &plan.algorithm, nullptr, 0, stream);
+  if (status != CUBLAS_STATUS_SUCCESS)
+    fail(status, in_words(outputs, columns) + " for " + std::to_string(rows) + " rows");
 }
 
-void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
-                    cudaStream_t stream) {
+void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
+                    int columns, cudaStream_t stream) {
   multiply(out, CUDA_R_32F, in, weights, rows, outputs, columns, stream);
 }
 
-void Gemm::multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
-                    cudaStream_t stream) {
+void Gemm::multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
+                    int columns, cudaStream_t stream) {
   multiply(out, CUDA_R_16BF, in, weights, rows, outputs, columns, stream);
 }
 

@@ -13,9 +13,9 @@ namespace gemma {
 
 /// Matrix products of prompt rows, through cuBLASLt: bf16 inputs, float32 accumulation.
 ///
-/// The algorithm is chosen once for each shape of weights and then used for any number of rows, and it never splits the sum
-/// over columns, so a row's result does not depend on the other rows. It is chosen by cuBLASLt's heuristics and not by
-/// timing, so that every run gives the same bits.
+/// The algorithm is chosen once for each shape of weights and then used for any number of rows, and it never splits the
+/// sum over columns, so a row's result does not depend on the other rows. It is chosen by cuBLASLt's heuristics and not
+/// by timing, so that every run gives the same bits.
 ///
 /// Not for several threads at once. Products can be captured in a graph.
 class Gemm {
@@ -31,8 +31,8 @@ class Gemm {
   /// @throws Error if cuBLASLt has no algorithm for the shape, or refuses it.
   void multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
                 cudaStream_t stream);
-  void multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
-                cudaStream_t stream);
+  void multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
+                int columns, cudaStream_t stream);
 
  private:
   struct Plan {
@@ -42,8 +42,8 @@ class Gemm {
   using Shape = std::tuple<int, int, cudaDataType_t>;  // outputs, columns, type of the output
 
   const Plan& plan(int outputs, int columns, cudaDataType_t out_type);
-  void multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
-                int columns, cudaStream_t stream);
+  void multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows,
+                int outputs, int columns, cudaStream_t stream);
 
   struct Destroy {
     void operator()(cublasLtHandle_t handle) const { cublasLtDestroy(handle); }

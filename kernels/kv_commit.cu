@@ -2,9 +2,8 @@
 //
 // Bytes: twice those of the keys and values that are committed.
 
-#include "kv_commit.cuh"
-
 #include "cuda_error.h"
+#include "kv_commit.cuh"
 
 namespace gemma {
 namespace {
@@ -15,7 +14,8 @@ constexpr int kUnit = 8;  // elements of 16 bytes
 
 /// A block copies one position: blockIdx.x counts the sequence's rows, blockIdx.y the sequences.
 __global__ void __launch_bounds__(kThreads)
-kv_commit_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const __grid_constant__ LayerCache cache, const PromptSequence* sequences) {
+    kv_commit_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const __grid_constant__ LayerCache cache,
+                     const PromptSequence* sequences) {
   const PromptSequence sequence = sequences[blockIdx.y];
   const int row = static_cast<int>(blockIdx.x);
   if (row >= sequence.rows) return;
@@ -37,8 +37,8 @@ kv_commit_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const __grid_co
 
 }  // namespace
 
-void launch_kv_commit(const __nv_bfloat16* k, const __nv_bfloat16* v, const LayerCache& cache, const PromptSequence* sequences, int count,
-                      int max_rows, cudaStream_t stream) {
+void launch_kv_commit(const __nv_bfloat16* k, const __nv_bfloat16* v, const LayerCache& cache,
+                      const PromptSequence* sequences, int count, int max_rows, cudaStream_t stream) {
   if (count == 0 || max_rows == 0) return;
   const dim3 grid(static_cast<unsigned>(max_rows), static_cast<unsigned>(count));
   kv_commit_kernel<<<grid, kThreads, 0, stream>>>(k, v, cache, sequences);

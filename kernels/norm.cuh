@@ -12,15 +12,15 @@ namespace gemma {
 /// @param weight  [hidden]
 /// @param out     [rows, hidden]
 /// @throws Error if the launch fails.
-void launch_normalize(const float* x, const int* index, const float* weight, float eps, int rows, int hidden, __nv_bfloat16* out,
-                      cudaStream_t stream);
+void launch_normalize(const float* x, const int* index, const float* weight, float eps, int rows, int hidden,
+                      __nv_bfloat16* out, cudaStream_t stream);
 
 /// x += RMSNorm(y) * (1 + post_weight); then out = RMSNorm(x) * (1 + next_weight), if next_weight is not nullptr.
 /// @param y, x  [rows, hidden]; hidden is a multiple of 4
 /// @param post_weight, next_weight  [hidden]
 /// @param out   [rows, hidden]; may be nullptr where next_weight is
 /// @throws Error if the launch fails.
-void launch_add_normalized(const float* y, const float* post_weight, const float* next_weight, float eps, int rows, int hidden, float* x,
-                           __nv_bfloat16* out, cudaStream_t stream);
+void launch_add_normalized(const float* y, const float* post_weight, const float* next_weight, float eps, int rows,
+                           int hidden, float* x, __nv_bfloat16* out, cudaStream_t stream);
 
 }  // namespace gemma

@@ -1,27 +1,27 @@
 // Attention of a prompt chunk: out = softmax(mask(softcap(q k^T))) v, for each row and query head.
 //
 // A block works on 64 neighbouring rows of one sequence and one query head, 16 rows a warp, and goes over the keys that
-// they see in tiles of 64, aligned to absolute positions, in ascending order. Scores and output stay in registers (online
-// softmax); both products run on the tensor cores, with the weights rounded to bf16. Tiles outside the window or after the
-// last row are never touched, so a local layer costs rows x window. Keys before the chunk come from the cache, the others
-// from the chunk itself.
+// they see in tiles of 64, aligned to absolute positions, in ascending order. Scores and output stay in registers
+// (online softmax); both products run on the tensor cores, with the weights rounded to bf16. Tiles outside the window
+// or after the last row are never touched, so a local layer costs rows x window. Keys before the chunk come from the
+// cache, the others from the chunk itself.
 //
-// Where the chunk begins decides which rows share a block, and must not show in the results: a tile without any key that a
-// row sees leaves the row's largest score, sum and output as they are, to the last bit.
+// Where the chunk begins decides which rows share a block, and must not show in the results: a tile without any key
+// that a row sees leaves the row's largest score, sum and output as they are, to the last bit.
 //
-// One tile of keys and one of values are in shared memory (with the queries 96 KB for a head size of 256, which every GPU
-// from compute capability 8.0 on has). The next keys arrive while values are multiplied, the values while scores are made.
+// One tile of keys and one of values are in shared memory (with the queries 96 KB for a head size of 256, which every
+// GPU from compute capability 8.0 on has). The next keys arrive while values are multiplied, the values while scores
+// are made.
 //
 // Work: 4 * head_dim operations for each query head, row and key that it sees. Bytes: queries and output once; keys and
 // values once for every 64 rows and query head, mostly from the L2 cache.
-
-#include "prompt_attention.cuh"
 
 #include <string>
 
 #include "cuda_error.h"
 #include "device/attention_mask.h"
 #include "gemma/error.h"
+#include "prompt_attention.cuh"
 #include "ptx.cuh"
 
 namespace gemma {
@@ -40,7 +40,9 @@ struct Rows {
   int first_query, last_query;  // their positions
 
   __device__ int first_key(int window) const { return first_visible(first_query, window); }
-  __device__ bool sees_any(int first, int window) const { return first <= last_query && first + kTile > first_key(window); }
+  __device__ bool sees_any(int first, int window) const {
+    return first <= last_query && first + kTile > first_key(window);
+  }
   __device__ bool see_all(int first, int window) const {
     return first + kTile - 1 <= first_query && first >= first_visible(last_query, window);
   }
@@ -48,22 +50,27 @@ struct Rows {
 
 /// Products that a compiler might or might not fuse with the sum after them are spelled out in this file: rows must be
 /// rounded alike wherever in a block they stand.
-__device__ float soft_cap(float score, float cap, float inverse_cap) { return __fmul_rn(cap, tanhf(__fmul_rn(score, inverse_cap))); }
+__device__ float soft_cap(float score, float cap, float inverse_cap) {
+  return __fmul_rn(cap, tanhf(__fmul_rn(score, inverse_cap)));
+}
 
 /// Where the keys (or values) of a tile are: before the chunk in the cache, then in the chunk.
 class TileSource {
  public:
-  __device__ TileSource(const PromptAttention& attention, const PromptSequence& sequence, int kv_head, int tile, bool is_value)
+  __device__ TileSource(const PromptAttention& attention, const PromptSequence& sequence, int kv_head, int tile,
+                        bool is_value)
       : chunk_key_(sequence.position - tile * kTile),
         head_dim_(attention.cache.head_dim),
         chunk_pitch_(attention.cache.kv_heads * attention.cache.head_dim) {
     if (chunk_key_ > 0) cached_ = block_in_layer(attention.cache, sequence, kv_head, tile, is_value);
-    chunk_ = (is_value ? attention.v : attention.k) + static_cast<std::size_t>(sequence.first_row) * chunk_pitch_ + kv_head * head_dim_;
+    chunk_ = (is_value ? attention.v : attention.k) + static_cast<std::size_t>(sequence.first_row) * chunk_pitch_ +
+             kv_head * head_dim_;
   }
 
   /// The key at position tile * kTile + key.
   __device__ const __nv_bfloat16* operator[](int key) const {
-    return key < chunk_key_ ? cached_ + key * head_dim_ : chunk_ + static_cast<std::ptrdiff_t>(key - chunk_key_) * chunk_pitch_;
+    return key < chunk_key_ ? cached_ + key * head_dim_
+                            : chunk_ + static_cast<std::ptrdiff_t>(key - chunk_key_) * chunk_pitch_;
   }
 
  private:
@@ -100,8 +107,8 @@ struct SharedTile {
   }
 };
 
-/// What a lane knows of the two rows of its warp that it works on, lane / 4 and lane / 4 + 8. The four lanes of a row have
-/// the same largest score.
+/// What a lane knows of the two rows of its warp that it works on, lane / 4 and lane / 4 + 8. The four lanes of a row
+/// have the same largest score.
 struct RowState {
   float largest[2] = {kMaskedScore, kMaskedScore};  // score so far
   float sum[2] = {0, 0};                            // of this lane's weights
@@ -111,8 +118,8 @@ struct RowState {
 /// and the one after, for each of the two rows.
 /// @param weight  [j][row]: pairs of neighbouring keys
 /// @param scale   by which earlier weights must be multiplied
-__device__ void soften(const PromptAttention& attention, const Rows& rows, int first_key, float (&score)[kTile / 8][4], RowState& state,
-                       std::uint32_t (&weight)[kTile / 8][2], float (&scale)[2]) {
+__device__ void soften(const PromptAttention& attention, const Rows& rows, int first_key, float (&score)[kTile / 8][4],
+                       RowState& state, std::uint32_t (&weight)[kTile / 8][2], float (&scale)[2]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (attention.softcap > 0) {
     const float cap = attention.softcap;
@@ -160,7 +167,8 @@ template <int kHeadDim>
 constexpr int kBlocksTogether = kHeadDim == 256 ? 2 : 3;
 
 template <int kHeadDim>
-__global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>) attention_kernel(const __grid_constant__ PromptAttention attention) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>)
+    attention_kernel(const __grid_constant__ PromptAttention attention) {
   const PromptSequence sequence = attention.sequences[blockIdx.z];
   const int first_row = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kTile;  // the longest work first
   if (first_row >= sequence.rows) return;
@@ -184,15 +192,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>) attention
   // The slots of keys that no row sees may hold anything, and 0 * not-a-number is not 0: they become zeros.
   const auto copy_tile = [&](const Tile& to, int tile, bool is_value) {
     const TileSource source(attention, sequence, kv_head, tile, is_value);
-    to.copy([&](int key) { return source[key]; },
-            [&](int key) { return tile * kTile + key >= rows.first_key(window) && tile * kTile + key <= rows.last_query; }, attention.q);
+    to.copy(
+        [&](int key) { return source[key]; },
+        [&](int key) { return tile * kTile + key >= rows.first_key(window) && tile * kTile + key <= rows.last_query; },
+        attention.q);
   };
   const std::size_t pitch = static_cast<std::size_t>(attention.heads) * kHeadDim;
-  const std::size_t offset = (static_cast<std::size_t>(sequence.first_row) + first_row) * pitch + static_cast<std::size_t>(head) * kHeadDim;
+  const std::size_t offset =
+      (static_cast<std::size_t>(sequence.first_row) + first_row) * pitch + static_cast<std::size_t>(head) * kHeadDim;
 
   const int last_tile = rows.last_query / kTile;
   int tile = rows.first_key(window) / kTile;
-  queries.copy([&](int row) { return attention.q + offset + row * pitch; }, [&](int row) { return row < row_count; }, attention.q);
+  queries.copy([&](int row) { return attention.q + offset + row * pitch; }, [&](int row) { return row < row_count; },
+               attention.q);
   copy_tile(keys, tile, false);
   copy_async_commit();
 
@@ -274,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>) attention
     const int row = warp_row + i / Tile::kUnits;
     const int unit = i % Tile::kUnits;
     if (row < row_count) {
-      *reinterpret_cast<uint4*>(attention.out + offset + row * pitch + unit * 8) = *reinterpret_cast<const uint4*>(queries.at(row, unit));
+      *reinterpret_cast<uint4*>(attention.out + offset + row * pitch + unit * 8) =
+          *reinterpret_cast<const uint4*>(queries.at(row, unit));
     }
   }
 }
@@ -366,7 +379,8 @@ void launch(const PromptAttention& attention, int count, int max_rows, cudaStrea
   constexpr int kBytes = 3 * SharedTile<kHeadDim>::kBytes;
   const auto kernel = attention_kernel<kHeadDim>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   const dim3 grid(static_cast<unsigned>(attention.heads), blocks_for(max_rows, kTile), static_cast<unsigned>(count));
   kernel<<<grid, kThreads, kBytes, stream>>>(attention);
 }
@@ -377,14 +391,22 @@ void launch_prompt_attention(const PromptAttention& attention, int count, int ma
   if (count == 0 || max_rows == 0) return;
   const int head_dim = attention.cache.head_dim;
   if (head_dim % 16 != 0 || head_dim <= 0 || head_dim > kMaxHeadDim) {
-    throw Error("the GPU's attention takes head sizes that are a multiple of 16 up to 256, not " + std::to_string(head_dim));
+    throw Error("the GPU's attention takes head sizes that are a multiple of 16 up to 256, not " +
+                std::to_string(head_dim));
   }
   switch (head_dim) {
-    case 64: launch<64>(attention, count, max_rows, stream); break;
-    case 128: launch<128>(attention, count, max_rows, stream); break;
-    case 256: launch<256>(attention, count, max_rows, stream); break;
+    case 64:
+      launch<64>(attention, count, max_rows, stream);
+      break;
+    case 128:
+      launch<128>(attention, count, max_rows, stream);
+      break;
+    case 256:
+      launch<256>(attention, count, max_rows, stream);
+      break;
     default: {
-      const dim3 grid(static_cast<unsigned>(attention.heads), blocks_for(max_rows, kWarps), static_cast<unsigned>(count));
+      const dim3 grid(static_cast<unsigned>(attention.heads), blocks_for(max_rows, kWarps),
+                      static_cast<unsigned>(count));
       plain_attention_kernel<<<grid, kThreads, 0, stream>>>(attention);
     }
   }

@@ -4,10 +4,9 @@
 //
 // Bytes: rows * (heads + 2 * kv_heads) * head_dim * (4 + 2), and the rows' cosines and sines.
 
-#include "rope.cuh"
-
 #include "cuda_error.h"
 #include "ptx.cuh"
+#include "rope.cuh"
 
 namespace gemma {
 namespace {
@@ -15,11 +14,12 @@ namespace {
 constexpr int kThreads = 256;
 
 __device__ void store(__nv_bfloat16* out, const float4& four, float scale) {
-  *reinterpret_cast<uint2*>(out) = {pack_bf16(four.x * scale, four.y * scale), pack_bf16(four.z * scale, four.w * scale)};
+  *reinterpret_cast<uint2*>(out) = {pack_bf16(four.x * scale, four.y * scale),
+                                    pack_bf16(four.z * scale, four.w * scale)};
 }
 
-/// Of each product pair the one with the cosine goes unrounded into the sum, as in the decode kernel: a position's key has
-/// the same bits from either.
+/// Of each product pair the one with the cosine goes unrounded into the sum, as in the decode kernel: a position's key
+/// has the same bits from either.
 __device__ void turn_pair(float& first, float& second, float2 turn) {
   const float x = first, y = second;
   first = fmaf(x, turn.x, -__fmul_rn(y, turn.y));
@@ -27,8 +27,8 @@ __device__ void turn_pair(float& first, float& second, float2 turn) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-rope_kernel(const float* qkv, const int* position, const float2* rope, float query_scale, int heads, int kv_heads, int head_dim,
-            __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v) {
+    rope_kernel(const float* qkv, const int* position, const float2* rope, float query_scale, int heads, int kv_heads,
+                int head_dim, __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v) {
   const std::size_t row = blockIdx.x;
   const int half = head_dim / 2;
   const int units = half / 4;  // of a head
@@ -65,10 +65,12 @@ rope_kernel(const float* qkv, const int* position, const float2* rope, float que
 
 }  // namespace
 
-void launch_rope(const float* qkv, const int* position, const float2* rope, float query_scale, int rows, int heads, int kv_heads,
-                 int head_dim, __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v, cudaStream_t stream) {
+void launch_rope(const float* qkv, const int* position, const float2* rope, float query_scale, int rows, int heads,
+                 int kv_heads, int head_dim, __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v,
+                 cudaStream_t stream) {
   if (rows == 0) return;
-  rope_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(qkv, position, rope, query_scale, heads, kv_heads, head_dim, q, k, v);
+  rope_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(qkv, position, rope, query_scale, heads, kv_heads,
+                                                                    head_dim, q, k, v);
   check_cuda(cudaGetLastError());
 }
 

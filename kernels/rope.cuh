@@ -14,7 +14,7 @@ namespace gemma {
 /// @param q         [rows, heads, head_dim], multiplied by query_scale
 /// @param k, v      [rows, kv_heads, head_dim]
 /// @throws Error if the launch fails.
-void launch_rope(const float* qkv, const int* position, const float2* rope, float query_scale, int rows, int heads, int kv_heads,
-                 int head_dim, __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v, cudaStream_t stream);
+void launch_rope(const float* qkv, const int* position, const float2* rope, float query_scale, int rows, int heads,
+                 int kv_heads, int head_dim, __nv_bfloat16* q, __nv_bfloat16* k, __nv_bfloat16* v, cudaStream_t stream);
 
 }  // namespace gemma

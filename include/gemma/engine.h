@@ -113,6 +113,7 @@ struct EngineInfo {
   bool is_chat = false;
   std::uint64_t weights_bytes = 0;
   std::uint64_t cache_bytes = 0;  ///< of one sequence at the full context
+  std::uint64_t device_bytes = 0;  ///< of GPU memory, for weights, cache and work space; 0 on the CPU
 };
 
 /// A model loaded on a device. One call at a time; an engine may be moved between threads.

@@ -1,6 +1,7 @@
 #include "gemma/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -43,17 +44,24 @@ Sampling resolve_sampling(const GenerationOptions& options, const GenerationDefa
   require_option(sampling.top_k >= 0, "top-k must be at least 0");
   require_option(sampling.top_p > 0 && sampling.top_p <= 1, "top-p must be above 0 and at most 1");
   require_option(sampling.min_p >= 0 && sampling.min_p <= 1, "min-p must be between 0 and 1");
-  require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty), "repeat penalty must be above 0");
+  require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty),
+                 "repeat penalty must be above 0");
   require_option(options.max_tokens >= 0, "max tokens must be at least 0");
   require_option(options.logprobs >= 0, "logprobs must be at least 0");
   for (const std::string& text : options.stop) require_option(!text.empty(), "a stop text must not be empty");
   return sampling;
 }
 
-std::unique_ptr<Device> make_device(const std::string& name, const Model& model, const CpuOptions& options) {
-  if (name == "auto" || name == "cpu") return make_cpu_device(model, options);
-  if (name == "cuda" || name.starts_with("cuda:")) {
-    throw Error("this build has no CUDA device; run it with --device cpu");
+/// The GPU that a device name asks for: N in "cuda:N", 0 in "cuda"; nullopt for the CPU.
+std::optional<int> choose_gpu(const std::string& name) {
+  if (name == "cpu") return std::nullopt;
+  if (name == "auto") return has_cuda_device() ? std::optional(0) : std::nullopt;
+  if (name == "cuda") return 0;
+  if (name.starts_with("cuda:")) {
+    const std::string number = name.substr(5);
+    const bool is_number =
+        !number.empty() && number.size() < 4 && number.find_first_not_of("0123456789") == std::string::npos;
+    if (is_number) return std::stoi(number);
   }
   throw Error("there is no device '" + name + "'; choose auto, cpu, cuda or cuda:N");
 }
@@ -82,6 +90,68 @@ Batch next_rows(KvCache& cache, KvCache::Id id, std::span<const int> tokens, Row
   return batch;
 }
 
+/// The steps that draw an answer's tokens, one after the other. Where the device runs ahead, the step after the one
+/// that is waited for has been given out, too, so that the device never waits for the host.
+class AnswerSteps {
+ public:
+  /// @param text        prompt and answer as far as they are known; grows while this lives
+  /// @param max_length  of text: no step is begun for a token beyond it
+  AnswerSteps(const Config& config, Device& device, KvCache& cache, KvCache::Id id, const std::vector<int>& text,
+              std::size_t max_length, const OutputRow& wanted)
+      : config_(config),
+        device_(device),
+        cache_(cache),
+        id_(id),
+        text_(text),
+        max_length_(max_length),
+        wanted_(wanted) {}
+
+  ~AnswerSteps() {
+    try {
+      device_.finish(0);  // nothing may write to answers_ any more
+    } catch (const Error&) {
+      // Whatever is wrong with the device shows again when it is used next.
+    }
+  }
+  AnswerSteps(const AnswerSteps&) = delete;
+  AnswerSteps& operator=(const AnswerSteps&) = delete;
+
+  /// The next token of the answer. Its caller puts it at the end of the text before the next call.
+  const Output& next() {
+    if (begun_ == finished_) begin();
+    // The step after the prompt's is not of the same rows, so it needs a token that is known.
+    const bool may_run_ahead = device_.runs_ahead() && begun_ >= 2 && begun_ - finished_ == 1;
+    if (may_run_ahead && cache_.length(id_) + std::size_t{1} < max_length_) begin();
+    device_.finish(begun_ - finished_ - 1);
+    return answers_[static_cast<std::size_t>(finished_++ % 2)].front();
+  }
+
+ private:
+  void begin() {
+    const auto known = std::span(text_).subspan(std::min<std::size_t>(text_.size(), cache_.length(id_)));
+    const int drawn[] = {kSampledToken};
+    Batch batch =
+        next_rows(cache_, id_, known.empty() ? drawn : known, begun_ == 0 ? RowKind::kPrompt : RowKind::kGenerated);
+    batch.outputs.push_back(wanted_);
+    batch.outputs.front().row = static_cast<int>(batch.rows.size()) - 1;
+    batch.outputs.front().recent = std::span(text_).last(std::min<std::size_t>(text_.size(), kRepeatWindow));
+    std::vector<Output>& answers = answers_[static_cast<std::size_t>(begun_++ % 2)];
+    answers.assign(1, {});
+    begin_forward(config_, device_, batch, answers);
+  }
+
+  const Config& config_;
+  Device& device_;
+  KvCache& cache_;
+  KvCache::Id id_;
+  const std::vector<int>& text_;
+  std::size_t max_length_;
+  OutputRow wanted_;
+  int begun_ = 0;
+  int finished_ = 0;
+  std::array<std::vector<Output>, 2> answers_;
+};
+
 }  // namespace
 
 struct Engine::State {
@@ -98,14 +168,14 @@ struct Engine::State {
   std::vector<int> prompt_ids(const Request& request) const;
   void check_ids(std::span<const int> ids) const;
   bool is_stop_token(int token) const;
-  Output decode_one(KvCache::Id id, std::span<const int> text, RowKind kind, const OutputRow& wanted);
   void score_window(std::span<const int> window, Score& score, const std::function<void(int)>& on_rows);
 };
 
 Engine::State::State(const EngineOptions& options) {
   const Stopwatch watch;
   if (options.chunk < 1) throw Error("the chunk must be at least 1 row");
-  if (options.context < 0 || options.context > 1 << 24) throw Error("the context must be between 1 and 16777216 positions");
+  if (options.context < 0 || options.context > 1 << 24)
+    throw Error("the context must be between 1 and 16777216 positions");
   if (options.window < 0) throw Error("the window must be at least 1");
   if (options.threads < 0) throw Error("the number of threads must be at least 1");
 
@@ -130,12 +200,16 @@ Engine::State::State(const EngineOptions& options) {
   info.weights_bytes = model.weights.bytes();
   chunk = std::min(options.chunk, info.context);
 
-  const KvType kv_type = options.cache == CacheType::kBf16 ? KvType::kBf16 : KvType::kF32;
-  info.cache_bytes = kv_bytes(config, info.window, info.context, kv_type).total();
-  device = make_device(options.device, model,
-                       {.threads = options.threads,
-                        .max_rows = chunk,
-                        .kv = plan_kv_cache(info.window, info.context, /*sequences=*/1, kv_type)});
+  const std::optional<int> gpu = choose_gpu(options.device);
+  const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
+  const KvLayout kv = plan_kv_cache(info.window, info.context, /*sequences=*/1, is_bf16 ? KvType::kBf16 : KvType::kF32);
+  info.cache_bytes = kv_bytes(config, info.window, info.context, kv.type).total();
+  if (gpu) {
+    device = make_cuda_device(model, {.ordinal = *gpu, .max_rows = chunk, .kv = kv});
+  } else {
+    device = make_cpu_device(model, {.threads = options.threads, .max_rows = chunk, .kv = kv});
+  }
+  info.device_bytes = device->memory_bytes();
   info.device = device->description();
   cache.emplace(*device);
   load_s = watch.seconds();
@@ -144,8 +218,7 @@ Engine::State::State(const EngineOptions& options) {
 std::vector<int> Engine::State::prompt_ids(const Request& request) const {
   std::vector<int> ids = request.tokens;
   if (ids.empty()) {
-    const ControlTokens control =
-        request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
+    const ControlTokens control = request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
     if (request.options.chat.value_or(model.defaults.is_chat)) {
       const ChatMessage message{.role = "user", .content = request.prompt};
       ids = chat_prompt(*tokenizer, {&message, 1}, control);
@@ -163,7 +236,8 @@ std::vector<int> Engine::State::prompt_ids(const Request& request) const {
 }
 
 void Engine::State::check_ids(std::span<const int> ids) const {
-  const auto bad = std::find_if(ids.begin(), ids.end(), [&](int id) { return id < 0 || id >= model.config.vocab_size; });
+  const auto bad =
+      std::find_if(ids.begin(), ids.end(), [&](int id) { return id < 0 || id >= model.config.vocab_size; });
   if (bad != ids.end()) {
     throw Error("token id " + std::to_string(*bad) + " is not in the vocabulary, which has ids 0 to " +
                 std::to_string(model.config.vocab_size - 1));
@@ -173,16 +247,6 @@ void Engine::State::check_ids(std::span<const int> ids) const {
 bool Engine::State::is_stop_token(int token) const {
   const std::vector<int>& stops = model.defaults.stop_tokens;
   return std::find(stops.begin(), stops.end(), token) != stops.end();
-}
-
-/// Reads the tokens of `text` that the cache does not have yet, and answers for the last of them.
-Output Engine::State::decode_one(KvCache::Id id, std::span<const int> text, RowKind kind, const OutputRow& wanted) {
-  Batch batch = next_rows(*cache, id, text.subspan(cache->length(id)), kind);
-  OutputRow output = wanted;
-  output.row = static_cast<int>(batch.rows.size()) - 1;
-  output.recent = text.last(std::min<std::size_t>(text.size(), kRepeatWindow));
-  batch.outputs.push_back(output);
-  return forward(model.config, *device, batch).front();
 }
 
 void Engine::State::score_window(std::span<const int> window, Score& score, const std::function<void(int)>& on_rows) {
@@ -247,14 +311,14 @@ Result Engine::generate(const Request& request, const TextCallback& on_text, con
     return !on_text || on_text(piece);
   };
 
-  RowKind kind = RowKind::kPrompt;
+  AnswerSteps steps(state.model.config, *state.device, *state.cache, sequence.id(), text,
+                    prompt_size + static_cast<std::size_t>(max_tokens), wanted);
   std::optional<Stopwatch> decode;
   while (true) {
-    const Output step = state.decode_one(sequence.id(), text, kind, wanted);
-    if (kind == RowKind::kPrompt) {
+    const Output& step = steps.next();
+    if (!decode) {
       result.timing.prefill_s = prefill.seconds();
       decode.emplace();
-      kind = RowKind::kGenerated;
       if (on_progress && !on_progress(prompt_tokens, prompt_tokens)) return interrupted();
     } else {
       result.timing.decode_s = decode->seconds();
@@ -299,7 +363,8 @@ Score Engine::score(std::string_view text, ControlTokens control, const Progress
   for (std::size_t first = 0; first == 0 || first < ids.size(); first += share) {
     windows.push_back(tokens.bos());
     const std::size_t end = std::min(first + share, ids.size());
-    windows.insert(windows.end(), ids.begin() + static_cast<std::ptrdiff_t>(first), ids.begin() + static_cast<std::ptrdiff_t>(end));
+    windows.insert(windows.end(), ids.begin() + static_cast<std::ptrdiff_t>(first),
+                   ids.begin() + static_cast<std::ptrdiff_t>(end));
   }
   return score(windows, on_progress);
 }

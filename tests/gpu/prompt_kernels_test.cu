@@ -1,5 +1,5 @@
-// The prompt family of kernels against naive arithmetic in double. Outputs lie in memory that was filled with not-a-number
-// before, with a poisoned rest behind them that must stay so.
+// The prompt family of kernels against naive arithmetic in double. Outputs lie in memory that was filled with
+// not-a-number before, with a poisoned rest behind them that must stay so.
 
 #include <gtest/gtest.h>
 
@@ -180,8 +180,8 @@ TEST_P(PromptNorm, NormalizesAllRowsOrThoseOfAList) {
   std::mt19937 random(2);
   const Stream stream;
   auto x = random_floats(z(kRows) * hidden, random, 20);
-  std::fill_n(x.begin() + 5 * hidden, hidden, 0.0f);    // nothing but eps under the root
-  std::fill_n(x.begin() + 6 * hidden, hidden, 1e-4f);   // where eps counts
+  std::fill_n(x.begin() + 5 * hidden, hidden, 0.0f);   // nothing but eps under the root
+  std::fill_n(x.begin() + 6 * hidden, hidden, 1e-4f);  // where eps counts
   const auto weight = random_floats(z(hidden), random);
   const Buffer<float> x_gpu(x), weight_gpu(weight);
 
@@ -191,7 +191,8 @@ TEST_P(PromptNorm, NormalizesAllRowsOrThoseOfAList) {
   for (int row = 0; row < kRows && !HasFatalFailure(); ++row) {
     const auto expected = naive_norm(&x[z(row) * hidden], weight, kEps);
     for (int i = 0; i < hidden; ++i) {
-      expect_bf16(all[z(row) * hidden + i], expected[z(i)], kNormError, "row " + std::to_string(row) + ", element " + std::to_string(i));
+      expect_bf16(all[z(row) * hidden + i], expected[z(i)], kNormError,
+                  "row " + std::to_string(row) + ", element " + std::to_string(i));
     }
   }
   EXPECT_TRUE(out.has_clean_rest());
@@ -199,10 +200,12 @@ TEST_P(PromptNorm, NormalizesAllRowsOrThoseOfAList) {
   const std::vector<int> index{36, 0, 7, 7, 5};
   const Buffer<int> index_gpu(index);
   const Buffer<Bf16> listed(index.size() * z(hidden));
-  launch_normalize(x_gpu.get(), index_gpu.get(), weight_gpu.get(), kEps, static_cast<int>(index.size()), hidden, listed.get(), stream);
+  launch_normalize(x_gpu.get(), index_gpu.get(), weight_gpu.get(), kEps, static_cast<int>(index.size()), hidden,
+                   listed.get(), stream);
   const auto few = listed.download();
   for (std::size_t i = 0; i < index.size(); ++i) {
-    EXPECT_TRUE(same_bits(part(few, i * hidden, hidden), part(all, z(index[i]) * hidden, hidden))) << "entry " << i << " of the list";
+    EXPECT_TRUE(same_bits(part(few, i * hidden, hidden), part(all, z(index[i]) * hidden, hidden)))
+        << "entry " << i << " of the list";
   }
   EXPECT_TRUE(listed.has_clean_rest());
 }
@@ -220,7 +223,8 @@ TEST_P(PromptNorm, AddsANormalizedRowAndNormalizesTheSum) {
 
   Buffer<float> x_gpu(x);
   const Buffer<Bf16> out(z(kRows) * hidden);
-  launch_add_normalized(y_gpu.get(), post_gpu.get(), next_gpu.get(), kEps, kRows, hidden, x_gpu.get(), out.get(), stream);
+  launch_add_normalized(y_gpu.get(), post_gpu.get(), next_gpu.get(), kEps, kRows, hidden, x_gpu.get(), out.get(),
+                        stream);
   const auto sums = x_gpu.download();
   const auto normalized = out.download();
   for (int row = 0; row < kRows && !HasFatalFailure(); ++row) {
@@ -229,8 +233,10 @@ TEST_P(PromptNorm, AddsANormalizedRowAndNormalizesTheSum) {
     for (int i = 0; i < hidden; ++i) {
       const std::size_t at = z(row) * hidden + i;
       const double sum = x[at] + added[z(i)];
-      ASSERT_NEAR(sums[at], sum, kNormError * std::abs(added[z(i)]) + 0x1p-23 * std::abs(sum)) << "row " << row << ", element " << i;
-      expect_bf16(normalized[at], expected[z(i)], kNormError, "row " + std::to_string(row) + ", element " + std::to_string(i));
+      ASSERT_NEAR(sums[at], sum, kNormError * std::abs(added[z(i)]) + 0x1p-23 * std::abs(sum))
+          << "row " << row << ", element " << i;
+      expect_bf16(normalized[at], expected[z(i)], kNormError,
+                  "row " + std::to_string(row) + ", element " + std::to_string(i));
     }
   }
   EXPECT_TRUE(x_gpu.has_clean_rest());
@@ -242,7 +248,8 @@ TEST_P(PromptNorm, AddsANormalizedRowAndNormalizesTheSum) {
 
   const Buffer<float> one(std::vector<float>(x.begin() + 4 * hidden, x.begin() + 5 * hidden));
   const Buffer<Bf16> one_out(z(hidden));
-  launch_add_normalized(y_gpu.get() + 4 * hidden, post_gpu.get(), next_gpu.get(), kEps, 1, hidden, one.get(), one_out.get(), stream);
+  launch_add_normalized(y_gpu.get() + 4 * hidden, post_gpu.get(), next_gpu.get(), kEps, 1, hidden, one.get(),
+                        one_out.get(), stream);
   EXPECT_TRUE(same_bits<float>(one.download(), part(sums, 4 * z(hidden), z(hidden)))) << "a row alone";
   EXPECT_TRUE(same_bits<Bf16>(one_out.download(), part(normalized, 4 * z(hidden), z(hidden)))) << "a row alone";
 }
@@ -273,16 +280,18 @@ TEST(PromptRope, TurnsQueriesAndKeysAndLeavesValues) {
       const Buffer<float> qkv_gpu(qkv);
       const Buffer<int> position_gpu(positions);
       const Buffer<float2> table_gpu(table);
-      const Buffer<Bf16> q(z(kRows) * heads * head_dim), k(z(kRows) * kv_heads * head_dim), v(z(kRows) * kv_heads * head_dim);
-      launch_rope(qkv_gpu.get(), position_gpu.get(), table_gpu.get(), kQueryScale, kRows, heads, kv_heads, head_dim, q.get(), k.get(),
-                  v.get(), stream);
+      const Buffer<Bf16> q(z(kRows) * heads * head_dim), k(z(kRows) * kv_heads * head_dim),
+          v(z(kRows) * kv_heads * head_dim);
+      launch_rope(qkv_gpu.get(), position_gpu.get(), table_gpu.get(), kQueryScale, kRows, heads, kv_heads, head_dim,
+                  q.get(), k.get(), v.get(), stream);
       const auto q_got = q.download(), k_got = k.download(), v_got = v.download();
       for (int row = 0; row < kRows; ++row) {
         for (int head = 0; head < heads + 2 * kv_heads; ++head) {
           const float* in = &qkv[z(row) * width + z(head) * head_dim];
           for (int i = 0; i < head_dim; ++i) {
-            const std::string where = "row " + std::to_string(row) + ", head " + std::to_string(head) + " of " + std::to_string(heads) + " + 2 * " +
-                                      std::to_string(kv_heads) + ", element " + std::to_string(i) + " of " + std::to_string(head_dim);
+            const std::string where = "row " + std::to_string(row) + ", head " + std::to_string(head) + " of " +
+                                      std::to_string(heads) + " + 2 * " + std::to_string(kv_heads) + ", element " +
+                                      std::to_string(i) + " of " + std::to_string(head_dim);
             if (head >= heads + kv_heads) {
               const float got = to_float(v_got[(z(row) * kv_heads + head - heads - kv_heads) * head_dim + i]);
               ASSERT_EQ(got, to_float(__float2bfloat16_rn(in[i]))) << where;
@@ -323,9 +332,11 @@ TEST(PromptActivation, IsGeluOfTheGateTimesUp) {
       for (int row = 0; row < rows; ++row) {
         for (int i = 0; i < intermediate; ++i) {
           const double gate = gate_up[z(row) * 2 * intermediate + i], up = gate_up[(z(row) * 2 + 1) * intermediate + i];
-          const double gelu = 0.5 * gate * (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate)));
+          const double gelu =
+              0.5 * gate * (1 + std::tanh(std::sqrt(2 / M_PI) * (gate + 0.044715 * gate * gate * gate)));
           // 1 + tanh cancels for negative gates: what is left of float32 there is relative to 1.
-          ASSERT_NEAR(to_float(got[z(row) * intermediate + i]), gelu * up, kHalfUlp * std::abs(gelu * up) + 1e-6 * std::abs(gate * up))
+          ASSERT_NEAR(to_float(got[z(row) * intermediate + i]), gelu * up,
+                      kHalfUlp * std::abs(gelu * up) + 1e-6 * std::abs(gate * up))
               << "row " << row << ", element " << i << " of " << intermediate << ": gate " << gate << ", up " << up;
         }
       }
@@ -352,7 +363,8 @@ TEST(PromptSoftCap, CapsLogitsInPlaceAndNothingBetweenRows) {
           ASSERT_EQ(got[i], logits[i]) << "element " << i % pitch << " of row " << i / pitch;
         } else {
           // tanhf is good to 2 units.
-          ASSERT_NEAR(got[i], cap * std::tanh(double{logits[i]} / cap), cap * 3e-7) << "element " << i % pitch << " of row " << i / pitch;
+          ASSERT_NEAR(got[i], cap * std::tanh(double{logits[i]} / cap), cap * 3e-7)
+              << "element " << i % pitch << " of row " << i / pitch;
         }
       }
       EXPECT_TRUE(gpu.has_clean_rest());
@@ -374,10 +386,12 @@ struct CacheShape {
   int unit_slots() const { return is_local ? ring_slots : 64; }
   std::size_t size() const { return z(units) * layers_of_kind * 2 * kv_heads * unit_slots() * head_dim; }
   std::size_t at(int unit, bool is_value, int kv_head, int slot) const {
-    return ((((z(unit) * layers_of_kind + index_in_kind) * 2 + is_value) * kv_heads + kv_head) * unit_slots() + slot) * head_dim;
+    return ((((z(unit) * layers_of_kind + index_in_kind) * 2 + is_value) * kv_heads + kv_head) * unit_slots() + slot) *
+           head_dim;
   }
   LayerCache on_gpu(Bf16* memory, const int* page_table) const {
-    return {memory, is_local, index_in_kind, layers_of_kind, kv_heads, head_dim, is_local ? ring_slots : 0, page_table, max_pages};
+    return {memory,     is_local, index_in_kind, layers_of_kind, kv_heads, head_dim, is_local ? ring_slots : 0,
+            page_table, max_pages};
   }
 };
 
@@ -404,13 +418,15 @@ TEST(PromptCommit, WritesTheNewestPositionsAndNothingElse) {
   std::mt19937 random(7);
   const Stream stream;
   // First row, rows, position, ring, row of the page table. The second is longer than a ring.
-  const std::vector<PromptSequence> sequences{{7, 70, 1000, 2, 1}, {77, 200, 61, 0, 2}, {0, 1, 64, 3, 0}, {1, 6, 125, 1, 3}};
+  const std::vector<PromptSequence> sequences{
+      {7, 70, 1000, 2, 1}, {77, 200, 61, 0, 2}, {0, 1, 64, 3, 0}, {1, 6, 125, 1, 3}};
   constexpr int kRows = 277, kMaxPages = 20;
   for (const bool is_local : {true, false}) {
     for (const auto& [kv_heads, head_dim] : {std::pair{1, 48}, std::pair{4, 256}, std::pair{3, 16}}) {
       const PageTable table({200, 1100, 300, 200}, kMaxPages, random);
       const CacheShape shape{is_local, kv_heads, head_dim, 128, kMaxPages, is_local ? 4 : table.pages};
-      const auto k = random_bf16(z(kRows) * kv_heads * head_dim, random), v = random_bf16(z(kRows) * kv_heads * head_dim, random);
+      const auto k = random_bf16(z(kRows) * kv_heads * head_dim, random),
+                 v = random_bf16(z(kRows) * kv_heads * head_dim, random);
 
       std::vector<Bf16> expected(shape.size(), kPoisonedBf16);
       for (const PromptSequence& sequence : sequences) {
@@ -433,9 +449,11 @@ TEST(PromptCommit, WritesTheNewestPositionsAndNothingElse) {
       const auto got = memory.download();
       for (std::size_t i = 0; i < got.size(); ++i) {
         ASSERT_EQ(std::bit_cast<std::uint16_t>(got[i]), std::bit_cast<std::uint16_t>(expected[i]))
-            << (is_local ? "rings" : "pages") << ", head size " << head_dim << ": element " << i % head_dim << " of slot "
-            << i / head_dim % shape.unit_slots() << ", KV head " << i / head_dim / shape.unit_slots() % kv_heads << ", value "
-            << i / head_dim / shape.unit_slots() / kv_heads % 2 << ", layer " << i / head_dim / shape.unit_slots() / kv_heads / 2 % 3;
+            << (is_local ? "rings" : "pages") << ", head size " << head_dim << ": element " << i % head_dim
+            << " of slot " << i / head_dim % shape.unit_slots() << ", KV head "
+            << i / head_dim / shape.unit_slots() % kv_heads << ", value "
+            << i / head_dim / shape.unit_slots() / kv_heads % 2 << ", layer "
+            << i / head_dim / shape.unit_slots() / kv_heads / 2 % 3;
       }
       EXPECT_TRUE(memory.has_clean_rest());
     }
@@ -447,14 +465,14 @@ TEST(PromptCommit, WritesTheNewestPositionsAndNothingElse) {
 struct Case {
   int head_dim;
   int kv_heads;
-  int group;     // query heads of a KV head
-  int window;    // kNoWindow: a global layer
+  int group;   // query heads of a KV head
+  int window;  // kNoWindow: a global layer
   float softcap = 50;
   float deviation = 3;  // of the scores before the cap
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << "head size " << c.head_dim << ", " << c.group << " x " << c.kv_heads << " heads, window " << c.window << ", cap " << c.softcap
-               << ", scores " << c.deviation;
+    return out << "head size " << c.head_dim << ", " << c.group << " x " << c.kv_heads << " heads, window " << c.window
+               << ", cap " << c.softcap << ", scores " << c.deviation;
   }
 };
 
@@ -524,7 +542,8 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
   }
 
   /// Runs texts side by side, each in its chunks, a chunk of each at a time, with commits in between.
-  std::vector<std::vector<Bf16>> run(const std::vector<Text>& texts, const std::vector<Chunks>& chunks, std::mt19937& random) const {
+  std::vector<std::vector<Bf16>> run(const std::vector<Text>& texts, const std::vector<Chunks>& chunks,
+                                     std::mt19937& random) const {
     const Case& c = GetParam();
     const bool is_local = c.window != kNoWindow;
     std::vector<int> lengths;
@@ -533,7 +552,8 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
     const int max_pages = (longest + 63) / 64 + 2;
     const PageTable table(lengths, max_pages, random);
     const int ring_slots = (std::min(c.window, longest) + 63) / 64 * 64;
-    const CacheShape shape{is_local, c.kv_heads, c.head_dim, ring_slots, max_pages, is_local ? static_cast<int>(texts.size()) + 1 : table.pages};
+    const CacheShape shape{is_local,   c.kv_heads, c.head_dim,
+                           ring_slots, max_pages,  is_local ? static_cast<int>(texts.size()) + 1 : table.pages};
     const Buffer<Bf16> memory(shape.size());
     const Buffer<int> table_gpu(table.entries);
     const Stream stream;
@@ -573,15 +593,17 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
       const Buffer<Bf16> q_gpu(q), k_gpu(k), v_gpu(v), out(q.size());
       const LayerCache cache = shape.on_gpu(memory.get(), table_gpu.get());
       const int count = static_cast<int>(sequences.size());
-      launch_prompt_attention({heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), out.get()}, count,
-                              max_rows, stream);
+      launch_prompt_attention(
+          {heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), out.get()},
+          count, max_rows, stream);
       launch_kv_commit(k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), count, max_rows, stream);
       check_cuda(cudaStreamSynchronize(stream));
       const auto got = out.download();
       EXPECT_TRUE(out.has_clean_rest());
       for (std::size_t i = 0; i < sequences.size(); ++i) {
         const std::size_t t = text_of[i];
-        std::copy_n(got.begin() + sequences[i].first_row * q_width(), sequences[i].rows * q_width(), results[t].begin() + done[t] * q_width());
+        std::copy_n(got.begin() + sequences[i].first_row * q_width(), sequences[i].rows * q_width(),
+                    results[t].begin() + done[t] * q_width());
         done[t] += sequences[i].rows;
       }
     }
@@ -597,19 +619,22 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
 
   static Chunks random_chunks(int length, int largest, std::mt19937& random) {
     Chunks chunks;
-    for (int rest = length; rest > 0; rest -= chunks.back()) chunks.push_back(std::min(rest, 1 + static_cast<int>(random() % largest)));
+    for (int rest = length; rest > 0; rest -= chunks.back())
+      chunks.push_back(std::min(rest, 1 + static_cast<int>(random() % largest)));
     return chunks;
   }
 
-  /// Each weight is rounded to bf16, and the sum of the rounded weights divides them: twice half a unit of the mean size at
-  /// the most; then the result is rounded. Errors of the float32 scores are relative errors of weights and of their sum:
-  /// about 1e-5 of the scores' deviation each.
+  /// Each weight is rounded to bf16, and the sum of the rounded weights divides them: twice half a unit of the mean
+  /// size at the most; then the result is rounded. Errors of the float32 scores are relative errors of weights and of
+  /// their sum: about 1e-5 of the scores' deviation each.
   void expect_near(const std::vector<Bf16>& got, const std::vector<Expected>& expected) const {
     ASSERT_EQ(got.size(), expected.size());
     for (std::size_t i = 0; i < got.size(); ++i) {
       ASSERT_NEAR(to_float(got[i]), expected[i].value,
-                  (2 * kHalfUlp + 4e-5 * GetParam().deviation) * expected[i].size + kHalfUlp * std::abs(expected[i].value) + 1e-30)
-          << "row " << i / q_width() << ", head " << i % q_width() / GetParam().head_dim << ", element " << i % GetParam().head_dim;
+                  (2 * kHalfUlp + 4e-5 * GetParam().deviation) * expected[i].size +
+                      kHalfUlp * std::abs(expected[i].value) + 1e-30)
+          << "row " << i / q_width() << ", head " << i % q_width() / GetParam().head_dim << ", element "
+          << i % GetParam().head_dim;
     }
   }
 
@@ -666,7 +691,8 @@ TEST_P(PromptAttentionTest, KeepsSequencesApart) {
   std::vector<Chunks> chunks;
   for (const Text& text : texts) chunks.push_back(random_chunks(text.length, 90, random));
   const auto together = run(texts, chunks, random);
-  for (std::size_t t = 0; t < texts.size(); ++t) expect_same(together[t], whole[t], "text " + std::to_string(t) + " of four");
+  for (std::size_t t = 0; t < texts.size(); ++t)
+    expect_same(together[t], whole[t], "text " + std::to_string(t) + " of four");
 }
 
 TEST(PromptAttentionSizes, RefusesHeadsThatItHasNoKernelFor) {
@@ -698,11 +724,13 @@ void expect_products(int outputs, int columns) {
     const auto got = out.download();
     EXPECT_TRUE(out.has_clean_rest());
     if (most.empty()) most = got;
-    ASSERT_TRUE(same_bits<Out>(got, part(most, 0, got.size()))) << rows << " rows differ from the same rows among " << kMaxRows;
+    ASSERT_TRUE(same_bits<Out>(got, part(most, 0, got.size())))
+        << rows << " rows differ from the same rows among " << kMaxRows;
 
     // The same rows at another place: the last of all.
     const Buffer<Out> moved(z(rows) * outputs);
-    gemm.multiply(moved.get(), in_gpu.get() + z(kMaxRows - rows) * columns, weights_gpu.get(), rows, outputs, columns, stream);
+    gemm.multiply(moved.get(), in_gpu.get() + z(kMaxRows - rows) * columns, weights_gpu.get(), rows, outputs, columns,
+                  stream);
     ASSERT_TRUE(same_bits<Out>(moved.download(), part(most, z(kMaxRows - rows) * outputs, z(rows) * outputs)))
         << "the last " << rows << " rows differ from the same rows among " << kMaxRows;
   }
@@ -715,18 +743,23 @@ void expect_products(int outputs, int columns) {
       sum += product;
       size += std::abs(product);
     }
-    // Tensor cores cut off instead of rounding: up to 2^-22 of the running sum, which is far below `size`, for every 16 columns.
+    // Tensor cores cut off instead of rounding: up to 2^-22 of the running sum, which is far below `size`, for every 16
+    // columns.
     const double rounding = std::is_same_v<Out, Bf16> ? kHalfUlp * std::abs(sum) : 0;
-    ASSERT_NEAR(to_float(most[z(row) * outputs + output]), sum, 6e-6 * size + rounding) << "row " << row << ", output " << output;
+    ASSERT_NEAR(to_float(most[z(row) * outputs + output]), sum, 6e-6 * size + rounding)
+        << "row " << row << ", output " << output;
   }
 }
 
 class PromptGemm : public testing::TestWithParam<std::pair<int, int>> {};
 INSTANTIATE_TEST_SUITE_P(Shapes, PromptGemm,
-                         testing::Values(std::pair{64, 64}, std::pair{96, 32}, std::pair{259, 72}, std::pair{4096, 2304}, std::pair{2304, 2048},
-                                         std::pair{18432, 2304}, std::pair{2304, 9216}));
+                         testing::Values(std::pair{64, 64}, std::pair{96, 32}, std::pair{259, 72},
+                                         std::pair{4096, 2304}, std::pair{2304, 2048}, std::pair{18432, 2304},
+                                         std::pair{2304, 9216}));
 
-TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) { expect_products<float>(GetParam().first, GetParam().second); }
+TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) {
+  expect_products<float>(GetParam().first, GetParam().second);
+}
 
 TEST_P(PromptGemm, RoundsToBf16) { expect_products<Bf16>(GetParam().first, GetParam().second); }
 
@@ -747,7 +780,8 @@ TEST(PromptKernels, CanBeCapturedInAGraph) {
 
   const auto run = [&](bool is_captured) {
     const Buffer<float> x(kRows * kHidden), qkv(kRows * kWidth);
-    const Buffer<Bf16> h(kRows * kHidden), q(kRows * kHeads * kHeadDim), k(kRows * kHeadDim), v(kRows * kHeadDim), out(kRows * kHeads * kHeadDim);
+    const Buffer<Bf16> h(kRows * kHidden), q(kRows * kHeads * kHeadDim), k(kRows * kHeadDim), v(kRows * kHeadDim),
+        out(kRows * kHeads * kHeadDim);
     const Buffer<Bf16> memory(2 * kSlots * kHeadDim);
     const LayerCache cache{memory.get(), true, 0, 1, 1, kHeadDim, kSlots, nullptr, 0};
     Gemm gemm(kRows);
@@ -757,8 +791,10 @@ TEST(PromptKernels, CanBeCapturedInAGraph) {
     launch_embed(token.get(), embed.get(), 2, kRows, kHidden, x.get(), stream);
     launch_normalize(x.get(), nullptr, norm.get(), 1e-6f, kRows, kHidden, h.get(), stream);
     gemm.multiply(qkv.get(), h.get(), weights.get(), kRows, kWidth, kHidden, stream);
-    launch_rope(qkv.get(), position.get(), table.get(), 0.1f, kRows, kHeads, 1, kHeadDim, q.get(), k.get(), v.get(), stream);
-    launch_prompt_attention({kHeads, 50, 50, q.get(), k.get(), v.get(), cache, sequences.get(), out.get()}, 1, kRows, stream);
+    launch_rope(qkv.get(), position.get(), table.get(), 0.1f, kRows, kHeads, 1, kHeadDim, q.get(), k.get(), v.get(),
+                stream);
+    launch_prompt_attention({kHeads, 50, 50, q.get(), k.get(), v.get(), cache, sequences.get(), out.get()}, 1, kRows,
+                            stream);
     launch_kv_commit(k.get(), v.get(), cache, sequences.get(), 1, kRows, stream);
     if (is_captured) {
       check_cuda(cudaStreamEndCapture(stream, &graph));

@@ -5,15 +5,23 @@
 namespace gemma {
 
 const std::vector<DeviceKind>& device_kinds() {
-  static const std::vector<DeviceKind> kinds = {
-      // Rounding to float32 in another order than here: 4e-6 measured over the drawn shapes, 2e-5 for a plain scalar
-      // device.
-      {"Cpu", KvType::kF32, 5e-5, make_cpu_device},
-      // A key or value within float32's error of the middle between two bf16 numbers may be rounded to the other one,
-      // which
-      // moves that number by 2^-8: 2e-3 measured in the worst row, 4e-5 in the middle one.
-      {"CpuBf16Cache", KvType::kBf16, 1e-2, make_cpu_device},
-  };
+  static const std::vector<DeviceKind> kinds = [] {
+    std::vector<DeviceKind> all = {
+        // Rounding to float32 in another order than here: 4e-6 measured over the drawn shapes, 2e-5 for a plain scalar
+        // device.
+        {"Cpu", KvType::kF32, 5e-5, make_cpu_device},
+        // A key or value within float32's error of the middle between two bf16 numbers may be rounded to the other one,
+        // which
+        // moves that number by 2^-8: 2e-3 measured in the worst row, 4e-5 in the middle one.
+        {"CpuBf16Cache", KvType::kBf16, 1e-2, make_cpu_device},
+    };
+    if (has_cuda_device()) {
+      all.push_back({"Cuda", KvType::kBf16, 0.1, [](const Model& model, const CpuOptions& options) {
+                       return make_cuda_device(model, {.ordinal = 0, .max_rows = options.max_rows, .kv = options.kv});
+                     }});
+    }
+    return all;
+  }();
   return kinds;
 }
 
