@@ -274,6 +274,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) scan_kernel(const __grid_co
   __shared__ Selection shared;
   __shared__ int recent[kRepeatWindow];
   let_next_kernel_start();
+  wait_for_previous_kernel();
   const int row = static_cast<int>(blockIdx.y);
   if (row >= *arguments.row_count) return;
   const RowWork work(arguments, workspace, row, recent);
@@ -419,10 +420,10 @@ __global__ void __launch_bounds__(kSampleThreads, 2) draw_from_many_kernel(const
   __shared__ int recent[kRepeatWindow];
   wait_for_previous_kernel();
   const int row = static_cast<int>(blockIdx.y);
-  if (row >= *arguments.row_count || !workspace.state[row].draws_from_many) return;
+  if (row >= *arguments.row_count || __ldcg(&workspace.state[row].draws_from_many) == 0) return;
   const RowWork work(arguments, workspace, row, recent);
   const Sampling& sampling = work.wanted.sampling;
-  const float best = logit_of(work.state().best);
+  const float best = logit_of(__ldcg(&work.state().best));
   const Weights weights(best, sampling.temperature);
   const Bins bins(work, shared, weights, best);
   bins.add_block();
@@ -434,7 +435,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) draw_from_many_kernel(const
   if (sampling.top_p < 1) kept = bins.find(top_p_goal(sampling.top_p, all)).through.mass;
   if (sampling.min_p > 0) kept = min(kept, __ldcg(&work.state().mass_above_min_p));
   const Crossing drawn = bins.find(draw_goal(kept, work.random()));
-  if (threadIdx.x == 0) work.answer(token_of(shared.list[drawn.index]), work.state().normaliser);
+  if (threadIdx.x == 0) work.answer(token_of(shared.list[drawn.index]), __ldcg(&work.state().normaliser));
 }
 
 void launch(void (*kernel)(SampleArguments, Workspace), const SampleArguments& arguments, const Workspace& workspace, int max_rows,
