@@ -7,7 +7,7 @@ configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/gemmaConfig.cmake.in $
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/gemmaConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 
 install(TARGETS gemma EXPORT gemma ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(TARGETS gemma-run gemma-convert RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(TARGETS gemma-run gemma-convert gemma-bench RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/gemma DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT gemma NAMESPACE gemma:: FILE gemmaTargets.cmake DESTINATION ${GEMMA_PACKAGE_DIR})
 install(FILES ${PROJECT_BINARY_DIR}/gemmaConfig.cmake ${PROJECT_BINARY_DIR}/gemmaConfigVersion.cmake

@@ -16,15 +16,17 @@ enum class ControlTokens {
 
 /// Text to token ids and back, as the model was trained: SentencePiece.
 ///
-/// Control tokens are the pieces that the tokenizer itself marks as control or unknown, and those that Gemma's tokenizer
-/// defines as ordinary vocabulary but the model reads as structure: `<start_of_turn>`, `<end_of_turn>`, `<mask>`,
+/// Control tokens are the pieces that the tokenizer itself marks as control or unknown, and those that Gemma's
+/// tokenizer defines as ordinary vocabulary but the model reads as structure: `<start_of_turn>`, `<end_of_turn>`,
+/// `<mask>`,
 /// `<unused0>`, ... They are never made from text (unless asked for with kParse) and have no text of their own. Runs of
 /// newlines and spaces, HTML tags and all other pieces match as trained.
 ///
 /// Calls on a const tokenizer may come from several threads at once.
 class Tokenizer {
  public:
-  /// @param model  a serialised SentencePiece model (the contents of a tokenizer.model file); need not outlive the call.
+  /// @param model  a serialised SentencePiece model (the contents of a tokenizer.model file); need not outlive the
+  /// call.
   /// @throws Error if it is damaged, or is not made like Gemma's (BPE without normalisation and without a space put in
   ///         front).
   explicit Tokenizer(std::string_view model);
@@ -36,8 +38,8 @@ class Tokenizer {
   /// @throws Error if `text` is not valid UTF-8, naming the offset of the first bad byte.
   std::vector<int> encode(std::string_view text, ControlTokens control = ControlTokens::kAsText) const;
 
-  /// The text of some ids: always valid UTF-8. Control tokens are left out. Byte pieces in a row make up characters; each
-  /// byte that does not belong to one becomes U+FFFD, as SentencePiece does it.
+  /// The text of some ids: always valid UTF-8. Control tokens are left out. Byte pieces in a row make up characters;
+  /// each byte that does not belong to one becomes U+FFFD, as SentencePiece does it.
   /// @throws Error if an id is not in [0, size()).
   std::string decode(std::span<const int> ids) const;
 
@@ -58,8 +60,9 @@ class Tokenizer {
   std::unique_ptr<const State> state_;
 };
 
-/// Turns tokens into text as they come. The texts joined are exactly Tokenizer::decode of all the ids, and each is whole
-/// UTF-8 characters. Held back is at most the beginning of one character (three bytes) that later bytes may complete.
+/// Turns tokens into text as they come. The texts joined are exactly Tokenizer::decode of all the ids, and each is
+/// whole UTF-8 characters. Held back is at most the beginning of one character (three bytes) that later bytes may
+/// complete.
 class StreamingDetokenizer {
  public:
   /// @param tokenizer  must outlive this.

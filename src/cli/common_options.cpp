@@ -16,7 +16,8 @@ std::string check_device(const std::string& name) {
   constexpr std::string_view kCuda = "cuda:";
   int number = 0;
   if (name == "auto" || name == "cpu" || name == "cuda") return {};
-  if (name.starts_with(kCuda) && parse_number(std::string_view(name).substr(kCuda.size()), number) && number >= 0) return {};
+  const bool is_cuda = name.starts_with(kCuda) && parse_number(std::string_view(name).substr(kCuda.size()), number);
+  if (is_cuda && number >= 0) return {};
   return "'" + name + "' is not a device; choose auto, cpu, cuda or cuda:N";
 }
 

@@ -16,7 +16,7 @@ struct CommonOptions {
   bool stats = false;
 };
 
-void add_model_option(CLI::App& app, CommonOptions& options);   ///< --model
+void add_model_option(CLI::App& app, CommonOptions& options);    ///< --model
 void add_device_options(CLI::App& app, CommonOptions& options);  ///< --device, --threads, --chunk
 void add_cache_options(CLI::App& app, CommonOptions& options);   ///< --context, --window, --kv-type
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< --json, --quiet

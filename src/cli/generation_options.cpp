@@ -54,10 +54,10 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
       ->type_name("K")
       ->check(whole_number(0))
       ->group(kGroup);
-  CLI::Option* chat = app.add_flag_callback("--chat", [&options] { options.chat = true; },
-                                            "The prompt is a chat turn [as the model says]");
-  CLI::Option* raw = app.add_flag_callback("--raw", [&options] { options.chat = false; },
-                                           "The prompt is plain text [as the model says]");
+  CLI::Option* chat = app.add_flag_callback(
+      "--chat", [&options] { options.chat = true; }, "The prompt is a chat turn [as the model says]");
+  CLI::Option* raw = app.add_flag_callback(
+      "--raw", [&options] { options.chat = false; }, "The prompt is plain text [as the model says]");
   // The text keeps "Excludes: ..." out of the help.
   chat->group(kGroup)->option_text(" ")->excludes(raw);
   raw->group(kGroup)->option_text(" ");

@@ -92,14 +92,15 @@ void print_table(const Inspection& seen) {
                    " for keys and values");
   row("vocabulary", number(config.vocab_size) + " tokens");
   const auto embedding = static_cast<std::uint64_t>(config.embedding_parameters());
-  row("parameters", grouped(embedding + static_cast<std::uint64_t>(config.other_parameters())) + ", " + grouped(embedding) +
-                        " of them in the embedding");
+  row("parameters", grouped(embedding + static_cast<std::uint64_t>(config.other_parameters())) + ", " +
+                        grouped(embedding) + " of them in the embedding");
   row("weights", with_unit(seen.model.weights.bytes()) + " in bf16, " + number(seen.tensors) + " tensors in the file");
   out += "\n";
   row("KV cache", "for " + number(seen.context) + " positions in " + name_of(seen.kv_type));
   row("  local", with_unit(seen.cache.local) + " in rings");
   row("  global", with_unit(seen.cache.global) + " in pages");
-  row("  total", with_unit(seen.cache.total()) + "; without the rings it would be " + with_unit(seen.cache.without_window));
+  row("  total",
+      with_unit(seen.cache.total()) + "; without the rings it would be " + with_unit(seen.cache.without_window));
   print(out);
 }
 

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -26,16 +27,24 @@ int fail(const std::string& message, int exit_code) {
   return exit_code;
 }
 
-int fail_usage(const CLI::App& program, std::string message) {
-  const std::vector<const CLI::App*> used = program.get_subcommands(nullptr);
-  std::string help = "gemma-run --help";
-  for (const CLI::App* command : used) {
-    if (command->parsed()) help = "gemma-run " + command->get_name() + " --help";
+// What CLI11 says about an argument that has no place or a command that is not there does not help much.
+std::string explain(const CLI::App& program, const CLI::ParseError& error) {
+  const std::vector<std::string> unexpected = program.remaining(/*recurse=*/true);
+  const auto is_option = [](const std::string& argument) { return argument.size() > 1 && argument.front() == '-'; };
+  const auto option = std::find_if(unexpected.begin(), unexpected.end(), is_option);
+  if (program.get_subcommands().empty()) {
+    if (unexpected.empty()) return "name a command: prompt, score, tokenize or inspect";
+    return "there is no command '" + unexpected.front() + "'";
   }
-  if (program.get_subcommands().empty() && !program.remaining().empty()) {
-    message = "there is no command '" + program.remaining().front() + "'";
-  }
-  return fail(message + " (see " + help + ")", kExitUsage);
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr || unexpected.empty()) return error.what();
+  if (option != unexpected.end()) return "there is no option '" + *option + "'";
+  return "there is no place for '" + unexpected.front() + "'; a text of several words needs quotes";
+}
+
+int fail_usage(const CLI::App& program, const std::string& message) {
+  const std::vector<CLI::App*> used = program.get_subcommands();
+  const std::string command = used.empty() ? "" : used.front()->get_name() + " ";
+  return fail(message + " (see gemma-run " + command + "--help)", kExitUsage);
 }
 
 int run(int argc, char** argv) {
@@ -57,7 +66,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& help_or_version) {
     return program.exit(help_or_version);
   } catch (const CLI::ParseError& error) {
-    return fail_usage(program, error.what());
+    return fail_usage(program, explain(program, error));
   } catch (const UsageError& error) {
     return fail_usage(program, error.what());
   } catch (const std::bad_alloc&) {

@@ -25,7 +25,8 @@ auto whole_number(T low, T high = std::numeric_limits<T>::max()) {
     if (parse_number(text, value) && low <= value && value <= high) return {};
     const bool has_limit = high != std::numeric_limits<T>::max();
     return "'" + text + "' is not a whole number " +
-           (has_limit ? "from " + std::to_string(low) + " to " + std::to_string(high) : "of at least " + std::to_string(low));
+           (has_limit ? "from " + std::to_string(low) + " to " + std::to_string(high)
+                      : "of at least " + std::to_string(low));
   };
 }
 

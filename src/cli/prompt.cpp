@@ -42,9 +42,12 @@ void read_prompt(PromptOptions& options) {
 
 const char* name_of(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kInterrupt: return "interrupt";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kInterrupt:
+      return "interrupt";
   }
   return "";
 }
@@ -83,7 +86,8 @@ Json to_json(const Result& result, const Tokenizer& tokenizer) {
 void print_statistics(const Result& result, const EngineInfo& info) {
   print_statistic("prompt", in_tokens(result.timing.prompt_tokens, result.timing.prefill_s));
   print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) +
-                                "); after the first " + in_tokens(result.timing.decoded_tokens, result.timing.decode_s));
+                                "); after the first " +
+                                in_tokens(result.timing.decoded_tokens, result.timing.decode_s));
   print_statistic("seed", std::to_string(result.seed));
   print_engine(info, result.timing.load_s);
 }
@@ -93,8 +97,8 @@ int run(PromptOptions& options) {
   require_at_most_one({options.text_option, options.file_option, options.tokens_option},
                       "give the prompt once: as TEXT, with --file or with --tokens");
   if (options.request.options.logprobs > 0 && !common.json) throw UsageError("--logprobs needs --json");
-  choose_model(options.common);
   read_prompt(options);
+  choose_model(options.common);
   Engine engine(common.engine);
 
   const bool is_streaming = !common.json;
@@ -127,7 +131,8 @@ int run(PromptOptions& options) {
   }
   if (common.stats) {
     print_statistics(result, engine.info());
-  } else if (!common.json && !common.quiet && !options.request.options.seed && options.request.options.temperature != 0.0f) {
+  } else if (!common.json && !common.quiet && !options.request.options.seed &&
+             options.request.options.temperature != 0.0f) {
     print_note("Seed " + std::to_string(result.seed) + ": the same with --seed " + std::to_string(result.seed) + ".");
   }
   return result.finish_reason == FinishReason::kInterrupt ? kExitInterrupted : kExitDone;
@@ -138,9 +143,11 @@ int run(PromptOptions& options) {
 Command add_prompt_command(CLI::App& program) {
   CLI::App* app = program.add_subcommand("prompt", "Complete a text, or answer a chat turn");
   const auto options = std::make_shared<PromptOptions>();
-  options->text_option = app->add_option("TEXT", options->text, "The prompt; - or none: standard input")->option_text(" ");
+  options->text_option =
+      app->add_option("TEXT", options->text, "The prompt; - or none: standard input")->option_text(" ");
   options->file_option = app->add_option("--file", options->file, "Read the prompt from a file")->type_name("FILE");
-  options->tokens_option = app->add_option("--tokens", options->tokens, "The prompt as ids: \"2 506 483\"")->type_name("IDS");
+  options->tokens_option =
+      app->add_option("--tokens", options->tokens, "The prompt as ids: \"2 506 483\"")->type_name("IDS");
   add_generation_options(*app, options->request.options);
   add_model_option(*app, options->common);
   add_device_options(*app, options->common);

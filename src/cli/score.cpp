@@ -67,7 +67,6 @@ void print_text(const Scored& scored, const Tokenizer& tokenizer) {
 int run(ScoreOptions& options) {
   require_at_most_one({options.file_option, options.tokens_option, options.tokens_file_option},
                       "give the text once: as FILE, with --tokens or with --tokens-file");
-  choose_model(options.common);
   std::vector<int> ids;
   std::string text;
   if (*options.tokens_option) {
@@ -78,8 +77,11 @@ int run(ScoreOptions& options) {
     text = *options.file_option ? read_file(options.file) : read_standard_input("the text", options.common.quiet);
   }
 
+  choose_model(options.common);
   const auto start = std::chrono::steady_clock::now();
-  const auto seconds_since = [](auto time) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - time).count(); };
+  const auto seconds_since = [](auto time) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - time).count();
+  };
   Engine engine(options.common.engine);
   const double load_s = seconds_since(start);
   const auto loaded = std::chrono::steady_clock::now();
@@ -89,7 +91,8 @@ int run(ScoreOptions& options) {
     return true;
   };
   const ControlTokens control = options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
-  const Scored scored = ids.empty() ? score_text(engine, text, control, on_progress) : score_ids(engine, ids, on_progress);
+  const Scored scored =
+      ids.empty() ? score_text(engine, text, control, on_progress) : score_ids(engine, ids, on_progress);
   progress.clear();
 
   if (options.common.json) {
@@ -110,10 +113,12 @@ int run(ScoreOptions& options) {
 }  // namespace
 
 Command add_score_command(CLI::App& program) {
-  CLI::App* app = program.add_subcommand("score", "Log-probability of every token of a text, and its perplexity");
+  CLI::App* app = program.add_subcommand("score", "Log-probability of every token, and the perplexity");
   const auto options = std::make_shared<ScoreOptions>();
-  options->file_option = app->add_option("FILE", options->file, "The text; - or none: standard input")->option_text(" ");
-  options->tokens_option = app->add_option("--tokens", options->tokens, "Token ids instead: \"2 506 483\"")->type_name("IDS");
+  options->file_option =
+      app->add_option("FILE", options->file, "The text; - or none: standard input")->option_text(" ");
+  options->tokens_option =
+      app->add_option("--tokens", options->tokens, "Token ids instead: \"2 506 483\"")->type_name("IDS");
   options->tokens_file_option =
       app->add_option("--tokens-file", options->tokens_file, "A file of token ids instead")->type_name("FILE");
   app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");

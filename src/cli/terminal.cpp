@@ -48,7 +48,8 @@ void ProgressBar::clear() {
 }
 
 void ProgressBar::update(std::uint64_t done, std::uint64_t total) {
-  const int percent = total > 0 ? static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total)) : 100;
+  const int percent =
+      total > 0 ? static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total)) : 100;
   if (!is_shown_ || percent == percent_) return;
   percent_ = percent;
   constexpr int kWidth = 40;

@@ -52,16 +52,17 @@ void print_tokens(const std::vector<int>& ids, const Tokenizer& tokenizer) {
 
 int run(TokenizeOptions& options) {
   require_at_most_one({options.text_option, options.file_option}, "give the text once: as TEXT or with --file");
-  choose_model(options.common);
   const std::string text = read_text(options);
+  std::vector<int> ids;
+  if (options.decode) ids = is_argument(options) ? parse_argument_ids(text, "--decode") : parse_ids(text, "the ids");
+  choose_model(options.common);
   const Tokenizer tokenizer = load_tokenizer(options.common.engine.model);
   if (options.decode) {
-    const std::string decoded =
-        tokenizer.decode(is_argument(options) ? parse_argument_ids(text, "--decode") : parse_ids(text, "the ids"));
+    const std::string decoded = tokenizer.decode(ids);
     options.common.json ? print_json({{"text", decoded}}) : print(decoded + "\n");
     return kExitDone;
   }
-  const std::vector<int> ids = tokenizer.encode(text, options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText);
+  ids = tokenizer.encode(text, options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText);
   if (options.common.json) {
     Json pieces = Json::array();
     for (const int id : ids) pieces.push_back(tokenizer.piece(id));
@@ -77,8 +78,10 @@ int run(TokenizeOptions& options) {
 Command add_tokenize_command(CLI::App& program) {
   CLI::App* app = program.add_subcommand("tokenize", "Token ids and pieces of a text, or the text of ids");
   const auto options = std::make_shared<TokenizeOptions>();
-  options->text_option = app->add_option("TEXT", options->text, "The text, or ids; - or none: standard input")->option_text(" ");
-  options->file_option = app->add_option("--file", options->file, "Read the text, or ids, from a file")->type_name("FILE");
+  options->text_option =
+      app->add_option("TEXT", options->text, "The text, or ids; - or none: standard input")->option_text(" ");
+  options->file_option =
+      app->add_option("--file", options->file, "Read the text, or ids, from a file")->type_name("FILE");
   app->add_flag("--decode", options->decode, "From ids (\"506 483\") to text [off]");
   app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");
   add_model_option(*app, options->common);

@@ -1,7 +1,8 @@
 #include "cli/version.h"
 
-// This must come before Highway's headers.
+// clang-format off: this must come before Highway's headers.
 #include "device/cpu/simd_targets.h"
+// clang-format on
 
 #include <hwy/highway.h>
 #include <hwy/targets.h>
@@ -11,9 +12,7 @@
 namespace gemma::cli {
 namespace {
 
-std::string name_of(std::int64_t target) {
-  return target == HWY_AVX3 ? "AVX-512" : hwy::TargetName(target);
-}
+std::string name_of(std::int64_t target) { return target == HWY_AVX3 ? "AVX-512" : hwy::TargetName(target); }
 
 // Highway's targets are bits; the lower, the better. Plain C++ goes without saying.
 std::string names_of(std::int64_t targets) {
@@ -30,8 +29,7 @@ std::string names_of(std::int64_t targets) {
 std::string version_text() {
   const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   return std::string("gemma-run ") + GEMMA_VERSION + "\n" +  //
-         "CPU:  " + names_of(HWY_TARGETS) + " (here: " + name_of(usable & -usable) + ")\n" +
-         "CUDA: not in this build";
+         "CPU:  " + names_of(HWY_TARGETS) + " (here: " + name_of(usable & -usable) + ")\n" + "CUDA: not in this build";
 }
 
 }  // namespace gemma::cli

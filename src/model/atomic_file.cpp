@@ -22,7 +22,7 @@ namespace {
 std::filesystem::path final_target(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::is_symlink(path, error)) return path;
-  const std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
+  std::filesystem::path target = std::filesystem::weakly_canonical(path, error);
   if (error) fail(path, error.value());
   return target;
 }

@@ -68,8 +68,6 @@ std::vector<Part> parts_of(const std::string& weight, int rows, const Config& co
   return {{layer + "post_feedforward_layernorm.weight", rows}};
 }
 
-std::string text_of(const std::vector<std::int64_t>& shape) { return nlohmann::json(shape).dump(); }
-
 // Collects the blocks of each weight that is visited, checking that its sources are as the configuration says.
 struct Planner {
   const Config& config;
@@ -94,7 +92,7 @@ struct Planner {
     const TensorInfo& info = found->second.info;
     const std::string where = "tensor " + in_quotes(name) + " in " + in_quotes(found->second.file->name());
     if (info.shape != shape) {
-      throw Error(where + " has shape " + text_of(info.shape) + ", but config.json says " + text_of(shape));
+      throw Error(where + " has shape " + to_text(info.shape) + ", but config.json says " + to_text(shape));
     }
     if (info.type != DType::kBf16 && info.type != DType::kF16 && info.type != DType::kF32) {
       throw Error(where + " has type " + std::string(name_of(info.type)) +
@@ -146,7 +144,7 @@ std::vector<std::byte> prepare(const Block& block) {
       place = {static_cast<std::int64_t>(index) / block.columns, static_cast<std::int64_t>(index) % block.columns};
     }
     throw Error("tensor " + in_quotes(info.name) + " in " + in_quotes(block.source->file->name()) + " has " + bad.what +
-                " at " + text_of(place) + ". The file is damaged, or its training went wrong.");
+                " at " + to_text(place) + ". The file is damaged, or its training went wrong.");
   }
 }
 
@@ -196,9 +194,7 @@ void add_stop_tokens(const Tokenizer& tokenizer, std::vector<int>& stops) {
   }
 }
 
-}  // namespace
-
-Conversion convert(const ConvertOptions& options) {
+Conversion convert_directory(const ConvertOptions& options) {
   check_source(options.source);
   const std::filesystem::path config_path = options.source / "config.json";
   const nlohmann::json config_json = read_json_file(config_path);
@@ -240,6 +236,16 @@ Conversion convert(const ConvertOptions& options) {
   writer.append(std::as_bytes(std::span(tokenizer_model)));
   writer.finish();
   return {metadata.config, metadata.defaults, writer.size()};
+}
+
+}  // namespace
+
+Conversion convert(const ConvertOptions& options) {
+  try {
+    return convert_directory(options);
+  } catch (const std::filesystem::filesystem_error& error) {  // a folder that may not be searched, for example
+    throw Error("cannot read " + in_quotes(error.path1().native()) + ": " + error.code().message());
+  }
 }
 
 }  // namespace gemma

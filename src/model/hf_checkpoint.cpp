@@ -7,12 +7,11 @@
 
 #include "gemma/error.h"
 #include "model/hf_config.h"
+#include "model/mapped_file.h"
 #include "model/quote.h"
 
 namespace gemma {
 namespace {
-
-constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{100} << 20;  // a little more than safetensors allows
 
 // A clone without Git LFS has small text files in place of the weights.
 void refuse_lfs_pointer(const InputFile& file) {
@@ -21,17 +20,9 @@ void refuse_lfs_pointer(const InputFile& file) {
   }
 }
 
-SafetensorsHeader read_header(const InputFile& file) {
-  std::vector<std::byte> start(static_cast<std::size_t>(std::min<std::uint64_t>(file.size(), 8)));
-  file.read(0, start);
-  std::uint64_t length = 0;
-  for (std::size_t i = start.size(); i-- > 0;) length = length << 8 | std::to_integer<std::uint64_t>(start[i]);
-  // A length that cannot be is left to `parse`, which says so.
-  if (length <= kMaxHeaderBytes && length <= file.size() - start.size()) {
-    start.resize(start.size() + static_cast<std::size_t>(length));
-    file.read(0, start);
-  }
-  return SafetensorsHeader::parse(start, file.size(), file.name());
+SafetensorsHeader read_header(const std::filesystem::path& path) {
+  const MappedFile mapped(path);
+  return SafetensorsHeader::parse(mapped.bytes(), mapped.bytes().size(), path.string());
 }
 
 // The shards that an index names and the tensors that it says each has.
@@ -99,7 +90,8 @@ HfCheckpoint::HfCheckpoint(const std::filesystem::path& directory) {
 void HfCheckpoint::add_file(const std::filesystem::path& path) {
   const auto file = std::make_shared<const InputFile>(path);
   refuse_lfs_pointer(*file);
-  for (TensorInfo& info : read_header(*file).tensors) {
+  SafetensorsHeader header = read_header(path);
+  for (TensorInfo& info : header.tensors) {
     const std::string name = info.name;
     const auto [place, is_new] = tensors_.try_emplace(name, HfTensor{std::move(info), file});
     if (!is_new) {

@@ -161,7 +161,7 @@ Metadata parse_metadata(const std::string& text) {
   const nlohmann::json& config = fields.member("config");
   if (!config.is_object()) fields.fail("has a 'config' that is not an object");
   metadata.config = config_from_json(config, where);
-  metadata.config.name = fields.text("name");
+  metadata.config.name = printable(fields.text("name"));
   metadata.defaults = defaults_from_json(fields.member("generation"));
   validate(metadata.defaults, metadata.config);
 

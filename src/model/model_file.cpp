@@ -17,12 +17,6 @@ namespace {
 constexpr const char* kAdvice = "\nConvert it again with: gemma-convert <hf-directory> -o <file>";
 constexpr std::string_view kHeaderHashKey = "\"header_hash\":\"";
 
-std::string text_of(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (const std::int64_t dimension : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(dimension);
-  return text + "]";
-}
-
 // Appends what the file holds, in order, for each weight that is visited.
 struct LayoutLister {
   WeightType type;
@@ -87,7 +81,7 @@ void check_tensors(const SafetensorsHeader& header, const Metadata& metadata) {
                   std::string(name_of(wanted.type)));
     }
     if (found->shape != wanted.shape) {
-      throw Error(wanted.name + " has shape " + text_of(found->shape) + ", but config says " + text_of(wanted.shape));
+      throw Error(wanted.name + " has shape " + to_text(found->shape) + ", but config says " + to_text(wanted.shape));
     }
     if (!metadata.hashes.contains(wanted.name)) throw Error("it has no hash of " + wanted.name);
   }

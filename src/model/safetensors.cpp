@@ -193,6 +193,12 @@ std::size_t bytes_of(DType type) { return info_of(type).bytes; }
 
 std::string_view name_of(DType type) { return info_of(type).name; }
 
+std::string to_text(std::span<const std::int64_t> shape) {
+  std::string text = "[";
+  for (const std::int64_t dimension : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(dimension);
+  return text + "]";
+}
+
 SafetensorsHeader SafetensorsHeader::parse(std::span<const std::byte> bytes, std::uint64_t file_size,
                                            const std::string& name) {
   auto fail = [&name](const std::string& problem) -> void {

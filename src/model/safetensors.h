@@ -17,11 +17,14 @@ enum class DType : std::uint8_t { kBf16, kF16, kF32, kF64, kI8, kU8, kI16, kU16,
 std::size_t bytes_of(DType type);
 std::string_view name_of(DType type);  ///< "BF16"
 
+/// A shape as people write it: "[2304, 9216]".
+std::string to_text(std::span<const std::int64_t> shape);
+
 /// Where one tensor lies. Checked: offsets lie within the file, and agree with shape and type.
 struct TensorInfo {
   std::string name;
   DType type = DType::kF32;
-  std::vector<std::int64_t> shape{};
+  std::vector<std::int64_t> shape;
   std::uint64_t offset = 0;  ///< of its first byte, from the start of the file
   std::uint64_t bytes = 0;
 };

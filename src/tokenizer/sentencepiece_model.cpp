@@ -63,11 +63,20 @@ class MessageReader {
     const std::uint64_t tag = varint();
     field.number = tag >> 3;
     switch (tag & 7) {
-      case 0: field.value = varint(); break;
-      case 1: take(8); break;
-      case 2: field.content = take(varint()); break;
-      case 5: take(4); break;
-      default: damaged();
+      case 0:
+        field.value = varint();
+        break;
+      case 1:
+        take(8);
+        break;
+      case 2:
+        field.content = take(varint());
+        break;
+      case 5:
+        take(4);
+        break;
+      default:
+        damaged();
     }
     field.serialized = start.substr(0, start.size() - rest_.size());
     return field;
@@ -164,10 +173,16 @@ std::string withhold_control_pieces(std::string_view model) {
           if (setting.number == kTrainerModelType) model_type = setting.value;
         }
         break;
-      case kModelNormalizer: normalizer.read(field.content); break;
-      case kModelDenormalizer: denormalizer.read(field.content); break;
-      case kModelSelfTest: continue;  // may expect the pieces that are withheld
-      default: break;
+      case kModelNormalizer:
+        normalizer.read(field.content);
+        break;
+      case kModelDenormalizer:
+        denormalizer.read(field.content);
+        break;
+      case kModelSelfTest:
+        continue;  // may expect the pieces that are withheld
+      default:
+        break;
     }
     out.append(field.serialized);
   }

@@ -32,8 +32,8 @@ int hex_digit(char digit) { return digit <= '9' ? digit - '0' : digit - 'A' + 10
 // The byte that a piece like `<0x0A>` stands for; SentencePiece has checked its form.
 char byte_of(std::string_view piece) { return static_cast<char>(hex_digit(piece.at(3)) * 16 + hex_digit(piece.at(4))); }
 
-// Moves the characters that are complete from the front of `bytes` to the end of `text`, and U+FFFD for bytes that belong
-// to none. What stays is the beginning of a character.
+// Moves the characters that are complete from the front of `bytes` to the end of `text`, and U+FFFD for bytes that
+// belong to none. What stays is the beginning of a character.
 void move_characters(std::string& bytes, std::string& text) {
   std::string_view rest = bytes;
   while (!rest.empty()) {
@@ -128,7 +128,8 @@ Tokenizer::Tokenizer(std::string_view model) {
                    [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
   state->bos = state->find_control("<bos>");
   state->eos = state->find_control("<eos>");
-  if (state->bos < 0 || state->eos < 0) throw Error("the tokenizer is not one that Gemma uses: it has no <bos> or no <eos>");
+  if (state->bos < 0 || state->eos < 0)
+    throw Error("the tokenizer is not one that Gemma uses: it has no <bos> or no <eos>");
   state->start_of_turn = state->find_control("<start_of_turn>");
   state->end_of_turn = state->find_control("<end_of_turn>");
   state_ = std::move(state);

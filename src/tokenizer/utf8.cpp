@@ -33,7 +33,8 @@ constexpr std::array<LeadByte, 11> kLeadBytes = {{
 }};
 
 const LeadByte& lead_byte(unsigned char byte) {
-  return *std::find_if(kLeadBytes.rbegin(), kLeadBytes.rend(), [byte](const LeadByte& lead) { return lead.first <= byte; });
+  return *std::find_if(kLeadBytes.rbegin(), kLeadBytes.rend(),
+                       [byte](const LeadByte& lead) { return lead.first <= byte; });
 }
 
 constexpr std::array<std::string_view, 29> kWhiteSpace = {

@@ -16,7 +16,8 @@ struct Utf8Character {
   std::size_t bytes = 0;  ///< length of a complete character, else 0
 };
 
-/// What a text begins with, by the Unicode standard's table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF.
+/// What a text begins with, by the Unicode standard's table 3-7: no overlong forms, no surrogates, nothing above
+/// U+10FFFF.
 /// @param text  not empty.
 Utf8Character first_character(std::string_view text);
 

@@ -27,10 +27,10 @@ class Usage(CommandLineTest):
         self.assertIn("CUDA", run.out)
 
     def test_wrong_usage_is_told_in_one_line(self):
-        self.assert_fails(USAGE, "required", )
+        self.assert_fails(USAGE, "name a command")
         self.assert_fails(USAGE, "no command 'dance'", "dance")
-        self.assert_fails(USAGE, "no command 'dance'", "dance", "--fast")
-        self.assert_fails(USAGE, "--wings", "inspect", "--wings")
+        self.assert_fails(USAGE, "no command", "dance", "--fast")
+        self.assert_fails(USAGE, "no option '--wings'", "inspect", "--wings")
         self.assert_fails(USAGE, "--threads", "prompt", "--threads")
 
     def test_the_hint_names_the_commands_own_help(self):

@@ -191,6 +191,22 @@ class GoldenScore : public ::testing::Test {
   static std::vector<int> evaluation_ids() { return tensor<int>("valid_ids"); }
 };
 
+TEST_F(GoldenScore, IsOfIdsThatDecodeToTheEvaluationText) {
+  // Documents between <bos> and <eos>; in the text, an empty line stands between them. The model wrote them token by
+  // token, not always as the tokenizer would have cut them, so the ids are not those of the text.
+  const Tokenizer tokenizer(demo_model().tokenizer);
+  std::vector<std::vector<int>> documents;
+  for (int id : evaluation_ids()) {
+    if (id == tokenizer.bos()) documents.emplace_back();
+    if (!tokenizer.is_control(id)) documents.back().push_back(id);
+  }
+  std::string decoded;
+  for (const std::vector<int>& document : documents)
+    decoded += (decoded.empty() ? "" : "\n\n") + tokenizer.decode(document);
+  EXPECT_GT(decoded.size(), 70'000u);
+  EXPECT_EQ(decoded, contents("evaluation.txt").substr(0, decoded.size()));
+}
+
 TEST_F(GoldenScore, OfTheEvaluationTextIsThatOfTransformers) {
   const nlohmann::json& expected = reference()["nll"];
   const std::vector<int> ids = evaluation_ids();

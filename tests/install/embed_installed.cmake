@@ -4,7 +4,7 @@ set(flags "-Wall -Wextra -Werror")
 if(SANITIZE)
   string(APPEND flags " -fsanitize=${SANITIZE}")
 endif()
-set(scratch ${BUILD}/tests/install)
+set(scratch ${BUILD}/embed_installed)
 set(prefix ${scratch}/prefix)
 file(REMOVE_RECURSE ${scratch})
 

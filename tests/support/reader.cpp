@@ -97,8 +97,8 @@ Logits read_alone(const DeviceKind& kind, const Model& model, std::span<const in
 
 std::vector<int> random_tokens(int count, int vocab, unsigned seed) {
   std::mt19937 random(seed);
-  std::vector<int> tokens;
-  for (int i = 0; i < count; ++i) tokens.push_back(static_cast<int>(random() % static_cast<unsigned>(vocab)));
+  std::vector<int> tokens(static_cast<std::size_t>(count));
+  for (int& token : tokens) token = static_cast<int>(random() % static_cast<unsigned>(vocab));
   return tokens;
 }
 

@@ -11,6 +11,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/attention.cpp"
 #include <hwy/foreach_target.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <hwy/contrib/math/math-inl.h>
@@ -52,8 +53,9 @@ HWY_INLINE Vector load(const bf16* x) {
 /// @param a  [depth] for each of kRows rows.
 /// @param b  [depth, b_stride], of which kVectors vectors are used.
 /// @param c  the same number of vectors for each row.
-template <int kRows, int kVectors, typename T>
-HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT b, int b_stride, float* const* c) {
+/// @param ahead  like b: what is wanted after it, read ahead if kPrefetch.
+template <int kRows, int kVectors, bool kPrefetch, typename T>
+HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT b, int b_stride, const T* ahead, float* const* c) {
   const Floats d;
   Vector sums[kRows][kVectors];
   HWY_UNROLL(8)
@@ -61,7 +63,11 @@ HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT
     HWY_UNROLL(8)
     for (int v = 0; v < kVectors; ++v) sums[r][v] = hn::LoadU(d, c[r] + v * kLanes);
   }
-  for (int k = 0; k < depth; ++k, b += b_stride) {
+  for (int k = 0; k < depth; ++k, b += b_stride, ahead += b_stride) {
+    if constexpr (kPrefetch) {
+      HWY_UNROLL(8)
+      for (int v = 0; v < kVectors; ++v) hwy::Prefetch(ahead + v * kLanes);
+    }
     Vector row[kVectors];
     HWY_UNROLL(8)
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes);
@@ -80,17 +86,17 @@ HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT
 }
 
 /// The same for any number of columns that is a multiple of 16.
-template <int kRows, typename T>
-HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, int columns, float* const* c) {
+template <int kRows, bool kPrefetch, typename T>
+HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, int columns, const T* ahead, float* const* c) {
   float* at[kRows];
   int column = 0;
   for (; column + kTileVectors * kLanes <= columns; column += kTileVectors * kLanes) {
     for (int r = 0; r < kRows; ++r) at[r] = c[r] + column;
-    multiply<kRows, kTileVectors>(a, depth, b + column, columns, at);
+    multiply<kRows, kTileVectors, kPrefetch>(a, depth, b + column, columns, ahead + column, at);
   }
   for (; column < columns; column += kLanes) {
     for (int r = 0; r < kRows; ++r) at[r] = c[r] + column;
-    multiply<kRows, 1>(a, depth, b + column, columns, at);
+    multiply<kRows, 1, kPrefetch>(a, depth, b + column, columns, ahead + column, at);
   }
 }
 
@@ -131,9 +137,17 @@ HWY_INLINE void soften(const AttentionShape& shape, float* scores, int visible_b
   for (int i = 0; i < shape.head_dim; i += kLanes) hn::StoreU(hn::Mul(load(sums.out + i), factor), d, sums.out + i);
 }
 
-/// One block of keys for kRows queries.
-template <int kRows, typename T>
-void attend_tile(const AttentionShape& shape, const Query* queries, const T* keys, const T* values, int first_position,
+/// Keys and values of a block.
+template <typename T>
+struct TypedBlock {
+  const T* keys;       // [head_dim, kPagePositions]
+  const T* values;     // [kPagePositions, head_dim]
+  const T* next_keys;  // of the block that comes next
+};
+
+/// One block for kRows queries; the first queries of a block fetch it from afar.
+template <int kRows, bool kPrefetch, typename T>
+void attend_tile(const AttentionShape& shape, const Query* queries, const TypedBlock<T>& block, int first_position,
                  AttentionSums* sums) {
   const float* q[kRows];
   HWY_ALIGN float scores[kRows][kPagePositions] = {};
@@ -153,7 +167,7 @@ void attend_tile(const AttentionShape& shape, const Query* queries, const T* key
   }
   if (begin >= end) return;
 
-  multiply_columns<kRows>(q, shape.head_dim, keys, kPagePositions, score_rows);
+  multiply_columns<kRows, kPrefetch>(q, shape.head_dim, block.keys, kPagePositions, block.values, score_rows);
   float* outs[kRows];
   const float* weights[kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -161,42 +175,51 @@ void attend_tile(const AttentionShape& shape, const Query* queries, const T* key
     outs[r] = sums[r].out;
     weights[r] = scores[r] + begin;
   }
-  multiply_columns<kRows>(weights, end - begin, values + static_cast<std::size_t>(begin) * shape.head_dim, shape.head_dim, outs);
+  const std::size_t skipped = static_cast<std::size_t>(begin) * shape.head_dim;
+  multiply_columns<kRows, kPrefetch>(weights, end - begin, block.values + skipped, shape.head_dim, block.next_keys + skipped, outs);
+}
+
+/// As many queries as a tile takes. @return how many
+template <bool kPrefetch, typename T>
+HWY_INLINE std::size_t attend_some(const AttentionShape& shape, std::span<const Query> queries, const TypedBlock<T>& block,
+                                   int first_position, AttentionSums* sums) {
+  if (queries.size() >= kTileQueries) {
+    attend_tile<kTileQueries, kPrefetch>(shape, queries.data(), block, first_position, sums);
+    return kTileQueries;
+  }
+#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
+  if (queries.size() >= 4) {
+    attend_tile<4, kPrefetch>(shape, queries.data(), block, first_position, sums);
+    return 4;
+  }
+  if (queries.size() >= 2) {
+    attend_tile<2, kPrefetch>(shape, queries.data(), block, first_position, sums);
+    return 2;
+  }
+#endif
+  attend_tile<1, kPrefetch>(shape, queries.data(), block, first_position, sums);
+  return 1;
 }
 
 template <typename T>
-void attend_block(const AttentionShape& shape, std::span<const Query> queries, const KvBlock& block, int first_position,
-                  std::span<AttentionSums> sums) {
-  const T* keys = reinterpret_cast<const T*>(block.keys);
-  const T* values = reinterpret_cast<const T*>(block.values);
-  const std::size_t count = queries.size();
-  std::size_t i = 0;
-  for (; i + kTileQueries <= count; i += kTileQueries) {
-    attend_tile<kTileQueries>(shape, &queries[i], keys, values, first_position, &sums[i]);
+void attend_blocks(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks,
+                   int first_position, std::span<AttentionSums> sums) {
+  for (std::size_t i = 0; i < blocks.size(); ++i, first_position += kPagePositions) {
+    const KvBlock& next = blocks[std::min(i + 1, blocks.size() - 1)];
+    const TypedBlock<T> block{reinterpret_cast<const T*>(blocks[i].keys), reinterpret_cast<const T*>(blocks[i].values),
+                              reinterpret_cast<const T*>(next.keys)};
+    std::size_t done = attend_some<true>(shape, queries, block, first_position, sums.data());
+    while (done < queries.size()) done += attend_some<false>(shape, queries.subspan(done), block, first_position, &sums[done]);
   }
-#if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
-  if (i + 4 <= count) {
-    attend_tile<4>(shape, &queries[i], keys, values, first_position, &sums[i]);
-    i += 4;
-  }
-  if (i + 2 <= count) {
-    attend_tile<2>(shape, &queries[i], keys, values, first_position, &sums[i]);
-    i += 2;
-  }
-#endif
-  if (i < count) attend_tile<1>(shape, &queries[i], keys, values, first_position, &sums[i]);
 }
 
 void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
                  std::span<AttentionSums> sums) {
   for (AttentionSums& s : sums) gemma::clear_sums(s, shape.head_dim);
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    const int position = first_position + static_cast<int>(i) * kPagePositions;
-    if (shape.type == KvType::kF32) {
-      attend_block<float>(shape, queries, blocks[i], position, sums);
-    } else {
-      attend_block<bf16>(shape, queries, blocks[i], position, sums);
-    }
+  if (shape.type == KvType::kF32) {
+    attend_blocks<float>(shape, queries, blocks, first_position, sums);
+  } else {
+    attend_blocks<bf16>(shape, queries, blocks, first_position, sums);
   }
 }
 

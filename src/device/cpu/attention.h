@@ -33,7 +33,7 @@ void clear_sums(AttentionSums& sums, int head_dim);
 
 /// Attention of some queries of one KV head to the blocks of one span, in ascending order. For every query the same
 /// arithmetic, whatever its company.
-/// @param queries         in ascending order of position.
+/// @param queries         at least one, in ascending order of position.
 /// @param blocks          neighbouring blocks, all within one span of kSpanPositions.
 /// @param first_position  of the first block.
 /// @param sums            [queries], overwritten; those of a query that sees no key of the span are clear.

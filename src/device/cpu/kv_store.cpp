@@ -105,13 +105,13 @@ void KvStore::write(const SequenceRows& sequence, int layer, int kv_head, int po
 }
 
 void KvStore::copy_ring(int from, int to) {
-  if (layout_.rings == 0 || from == to) return;
+  if (rings_.bytes() == 0 || from == to) return;
   const std::size_t bytes = rings_.bytes() / static_cast<std::size_t>(layout_.rings);
   std::memcpy(rings_.data() + to * bytes, rings_.data() + from * bytes, bytes);
 }
 
 void KvStore::copy_page(int from, int to) {
-  if (layout_.pages == 0 || from == to) return;
+  if (pages_.bytes() == 0 || from == to) return;
   const std::size_t bytes = pages_.bytes() / static_cast<std::size_t>(layout_.pages);
   std::memcpy(pages_.data() + to * bytes, pages_.data() + from * bytes, bytes);
 }

@@ -9,6 +9,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/matmul.cpp"
 #include <hwy/foreach_target.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #ifndef GEMMA_MATMUL_CONSTANTS
@@ -20,6 +21,9 @@ namespace {
 constexpr int kColumnBlock = 1280;
 
 constexpr int kMaxLanes = 16;
+
+/// How far ahead of their use weights are asked for: 1 KiB in every row.
+constexpr int kPrefetchColumns = 512;
 
 }  // namespace
 }  // namespace gemma
@@ -88,9 +92,10 @@ HWY_INLINE void multiply_group(const WordVector (&pairs)[kOutputs], const float*
 /// Adds columns [begin, end) to the sums of a tile. `begin` is a multiple of a group of two vectors, `end` too unless it is
 /// the last column.
 /// @param weights  the first output's row; the others follow at `columns` elements.
+/// @param next     the first row of the tile that comes next: read ahead if kPrefetch.
 /// @param sums_in_memory  [kRows * kOutputs] vectors, read unless begin is 0, written unless end is the last column.
-template <int kRows, int kOutputs>
-HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, int columns, int begin, int end, const float* HWY_RESTRICT x,
+template <int kRows, int kOutputs, bool kPrefetch>
+HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, const bf16* next, int columns, int begin, int end, const float* HWY_RESTRICT x,
                               std::size_t x_stride, float* HWY_RESTRICT sums_in_memory, float* HWY_RESTRICT out,
                               std::size_t out_stride) {
   const Floats d;
@@ -107,6 +112,12 @@ HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, int columns, int
   WordVector pairs[kOutputs];
   int k = begin;
   for (; k + kGroup <= end; k += kGroup) {
+    if constexpr (kPrefetch) {
+      // The processor's own prefetching follows a row to the end of a page only, and starts anew with every row.
+      const bf16* ahead = k + kPrefetchColumns < end ? weights + k + kPrefetchColumns : next + begin + (k + kPrefetchColumns - end);
+      HWY_UNROLL(8)
+      for (int n = 0; n < kOutputs; ++n) hwy::Prefetch(ahead + static_cast<std::size_t>(n) * columns);
+    }
     HWY_UNROLL(8)
     for (int n = 0; n < kOutputs; ++n) pairs[n] = load_pairs(weights + static_cast<std::size_t>(n) * columns + k);
     multiply_group<kRows, kOutputs>(pairs, x + k, x_stride, sums);
@@ -138,58 +149,68 @@ HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, int columns, int
 /// What a tile is part of.
 struct Block {
   const Matrix& weights;
+  int first;  // output
+  int count;  // outputs
   const float* x;
   std::size_t x_stride;
   float* out;
   std::size_t out_stride;
-  float* sums;  // [rows, outputs] vectors, tile by tile
+  float* sums;  // unfinished, tile by tile
 };
 
-/// One tile of kRows rows from row m, and outputs [n, n + kOutputs) counted from `first`.
-template <int kRows, int kOutputs>
-HWY_INLINE void run_tile(const Block& block, int m, int first, int n, int begin, int end) {
-  const int columns = block.weights.columns;
+/// One tile: kRows rows from row m by outputs [n, n + kOutputs), counted from the block's first.
+template <int kRows, int kOutputs, bool kPrefetch>
+HWY_INLINE void run_tile(const Block& block, int m, int n, int begin, int end) {
+  const std::size_t columns = static_cast<std::size_t>(block.weights.columns);
+  const bf16* weights = block.weights.data + static_cast<std::size_t>(block.first + n) * columns;
+  const bf16* next = n + kOutputs < block.count ? weights + kOutputs * columns : weights;
   // The sums of a tile lie at a place that no other tile of this block of rows uses.
   float* sums = block.sums + static_cast<std::size_t>((m % kRowBlock) * kOutputBlock + n * kRows) * kLanes;
-  multiply_tile<kRows, kOutputs>(block.weights.data + static_cast<std::size_t>(first + n) * columns, columns, begin, end,
-                                 block.x + m * block.x_stride, block.x_stride, sums, block.out + m * block.out_stride + n,
-                                 block.out_stride);
+  multiply_tile<kRows, kOutputs, kPrefetch>(weights, next, block.weights.columns, begin, end, block.x + m * block.x_stride,
+                                            block.x_stride, sums, block.out + m * block.out_stride + n, block.out_stride);
 }
 
-/// Rows [m, m_end) by outputs [n, n + kOutputs).
-template <int kOutputs>
-void multiply_panel(const Block& block, int m, int m_end, int first, int n, int begin, int end) {
-  for (; m + kTileRows <= m_end; m += kTileRows) run_tile<kTileRows, kOutputs>(block, m, first, n, begin, end);
+/// Rows [m, m_end), fewer than a tile has, by outputs [n, n + kOutputs).
+template <int kOutputs, bool kPrefetch>
+HWY_INLINE void multiply_last_rows(const Block& block, int m, int m_end, int n, int begin, int end) {
 #if HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
-  if (m_end - m == 3) run_tile<3, kOutputs>(block, m, first, n, begin, end);
-  if (m_end - m == 2) run_tile<2, kOutputs>(block, m, first, n, begin, end);
+  if (m_end - m == 3) run_tile<3, kOutputs, kPrefetch>(block, m, n, begin, end);
+  if (m_end - m == 2) run_tile<2, kOutputs, kPrefetch>(block, m, n, begin, end);
 #endif
-  if (m_end - m == 1) run_tile<1, kOutputs>(block, m, first, n, begin, end);
+  if (m_end - m == 1) run_tile<1, kOutputs, kPrefetch>(block, m, n, begin, end);
+}
+
+/// Rows [m, m_end) by outputs [n, n + kOutputs). The first rows of all are those for which the weights come from afar.
+template <int kOutputs>
+void multiply_panel(const Block& block, int m, int m_end, int n, int begin, int end) {
+  if (m == 0) {
+    if (m_end < kTileRows) return multiply_last_rows<kOutputs, true>(block, m, m_end, n, begin, end);
+    run_tile<kTileRows, kOutputs, true>(block, m, n, begin, end);
+    m += kTileRows;
+  }
+  for (; m + kTileRows <= m_end; m += kTileRows) run_tile<kTileRows, kOutputs, false>(block, m, n, begin, end);
+  multiply_last_rows<kOutputs, false>(block, m, m_end, n, begin, end);
 }
 
 void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows, float* out,
                   std::size_t out_stride, float* sums) {
-  const Block block{weights, x, x_stride, out, out_stride, sums};
+  const Block block{weights, first, count, x, x_stride, out, out_stride, sums};
   const int columns = weights.columns;
   if (rows == 1) {
     int n = 0;
-    for (; n + kSingleRowOutputs <= count; n += kSingleRowOutputs) {
-      run_tile<1, kSingleRowOutputs>(block, 0, first, n, 0, columns);
-    }
-    for (; n < count; ++n) run_tile<1, 1>(block, 0, first, n, 0, columns);
+    for (; n + kSingleRowOutputs <= count; n += kSingleRowOutputs) run_tile<1, kSingleRowOutputs, true>(block, 0, n, 0, columns);
+    for (; n < count; ++n) run_tile<1, 1, true>(block, 0, n, 0, columns);
     return;
   }
-  const int column_blocks = (columns + kColumnBlock - 1) / kColumnBlock;
+  const int column_blocks = rows <= kTileRows ? 1 : (columns + kColumnBlock - 1) / kColumnBlock;
   const int column_step = padded_columns((columns + column_blocks - 1) / column_blocks);
   for (int m = 0; m < rows; m += kRowBlock) {
     const int m_end = std::min(rows, m + kRowBlock);
     for (int begin = 0; begin < columns; begin += column_step) {
       const int end = std::min(columns, begin + column_step);
       int n = 0;
-      for (; n + kTileOutputs <= count; n += kTileOutputs) {
-        multiply_panel<kTileOutputs>(block, m, m_end, first, n, begin, end);
-      }
-      for (; n < count; ++n) multiply_panel<1>(block, m, m_end, first, n, begin, end);
+      for (; n + kTileOutputs <= count; n += kTileOutputs) multiply_panel<kTileOutputs>(block, m, m_end, n, begin, end);
+      for (; n < count; ++n) multiply_panel<1>(block, m, m_end, n, begin, end);
     }
   }
 }

@@ -59,8 +59,8 @@ TEST_P(Determinism, ASequenceAmongOthersGetsTheSameBitsAsAlone) {
   options.sequences = 4;
   options.threads = 2;
   Reader crowd(GetParam(), model, options);
-  std::vector<KvCache::Id> ids;
-  for (int i = 0; i < 4; ++i) ids.push_back(crowd.cache().create(400));
+  std::vector<KvCache::Id> ids(4);
+  for (KvCache::Id& id : ids) id = crowd.cache().create(400);
   unsigned seed = 100;
   const auto noise = [&](int count) { return random_tokens(count, model.config.vocab_size, ++seed); };
 

@@ -22,7 +22,6 @@ std::uint64_t anonymous_bytes() {
   return 0;
 }
 
-#ifndef __SANITIZE_ADDRESS__  // which keeps freed memory for a while
 TEST(Convert, TakesAFixedAmountOfMemoryHoweverLargeATensorIs) {
   const TemporaryDirectory directory;
   Config config = small_config();
@@ -46,7 +45,6 @@ TEST(Convert, TakesAFixedAmountOfMemoryHoweverLargeATensorIs) {
   // Four blocks of 16 MiB and what they become, 8 MiB each: 96 MiB, and a third for the allocator.
   EXPECT_LT(highest - before, std::uint64_t{128} << 20);
 }
-#endif
 
 }  // namespace
 }  // namespace gemma

@@ -240,20 +240,20 @@ TEST(Convert, NamesEachThingThatIsWrongWithASource) {
          hf.weights["model.safetensors"]["lm_head.weight"] = head;
        }},
       {"has no tensor 'lm_head.weight'", [&](auto& hf) { set_config(hf, "tie_word_embeddings", false); }},
-      {"has shape [80,48], but config.json says [96,48]", [&](auto& hf) { set_config(hf, "intermediate_size", 96); }},
+      {"has shape [80, 48], but config.json says [96, 48]", [&](auto& hf) { set_config(hf, "intermediate_size", 96); }},
       {"has type I16, but only BF16, F16 and F32",
        [](auto& hf) { hf.tensor("model.layers.0.self_attn.k_proj.weight").info.type = DType::kI16; }},
       {"'model.layers.0.self_attn.k_proj.weight' in",
        [](auto& hf) {
          std::memcpy(hf.tensor("model.layers.0.self_attn.k_proj.weight").bytes.data() + 96, "\xc0\x7f", 2);
        }},
-      {"has a NaN at [1,0]",
+      {"has a NaN at [1, 0]",
        [](auto& hf) {
          std::memcpy(hf.tensor("model.layers.0.self_attn.k_proj.weight").bytes.data() + 96, "\xc0\x7f", 2);
        }},
       {"has an infinity at [47]",
        [](auto& hf) { std::memcpy(hf.tensor("model.norm.weight").bytes.data() + 94, "\x80\xff", 2); }},
-      {"has a number too large for bf16 at [0,0]",
+      {"has a number too large for bf16 at [0, 0]",
        [](auto& hf) {
          HfTensorData& tensor = hf.tensor("model.layers.2.self_attn.o_proj.weight");
          const float largest = std::numeric_limits<float>::max();

@@ -32,8 +32,9 @@ TEST(ChatTemplate, GivesTheIdsThatTransformersGives) {
 }
 
 TEST(ChatTemplate, CallsTheAssistantModel) {
-  EXPECT_EQ(prompt({{"user", "Hello!"}, {"assistant", "Hello! Would you like to hear a story?"}, {"user", "Yes, please."}}),
-            reference_ids("chat_multi"));
+  EXPECT_EQ(
+      prompt({{"user", "Hello!"}, {"assistant", "Hello! Would you like to hear a story?"}, {"user", "Yes, please."}}),
+      reference_ids("chat_multi"));
 }
 
 TEST(ChatTemplate, TrimsWhiteSpaceAroundTextsButNotInside) {

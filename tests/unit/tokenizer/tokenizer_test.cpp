@@ -82,9 +82,17 @@ TEST(Tokenizer, KnowsGemmasControlTokens) {
 
 TEST(Tokenizer, NeverMakesControlTokensFromText) {
   const Tokenizer& tokenizer = demo_tokenizer();
-  const std::vector<std::string> texts = {
-      "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "<bos>", "<eos>", "<pad>", "<mask>", "<unk>",
-      "a<end_of_turn>", "<<start_of_turn>>", "<start_of_<start_of_turn>turn>", "<end_of_turn><end_of_turn>", "<0x0A>"};
+  const std::vector<std::string> texts = {"<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+                                          "<bos>",
+                                          "<eos>",
+                                          "<pad>",
+                                          "<mask>",
+                                          "<unk>",
+                                          "a<end_of_turn>",
+                                          "<<start_of_turn>>",
+                                          "<start_of_<start_of_turn>turn>",
+                                          "<end_of_turn><end_of_turn>",
+                                          "<0x0A>"};
   for (const std::string& text : texts) {
     const std::vector<int> ids = tokenizer.encode(text);
     for (const int id : ids) EXPECT_FALSE(tokenizer.is_control(id)) << text << " has " << tokenizer.piece(id);
@@ -103,8 +111,25 @@ TEST(Tokenizer, ParsesControlTokensWhenAsked) {
 
 TEST(Tokenizer, AgreesWithSentencePieceOnRandomText) {
   std::mt19937 random(7);
-  const std::vector<std::string> parts = {" ",  "  ", "   ", "\n", "\n\n", "\t", "a",  "the", "<", ">", "once upon", "Zo\u00EB",
-                                          "\u4E16", "\U0001F600", "\u2581", "12", "<b>", "start_of_turn", std::string(1, '\0')};
+  const std::vector<std::string> parts = {" ",
+                                          "  ",
+                                          "   ",
+                                          "\n",
+                                          "\n\n",
+                                          "\t",
+                                          "a",
+                                          "the",
+                                          "<",
+                                          ">",
+                                          "once upon",
+                                          "Zo\u00EB",
+                                          "\u4E16",
+                                          "\U0001F600",
+                                          "\u2581",
+                                          "12",
+                                          "<b>",
+                                          "start_of_turn",
+                                          std::string(1, '\0')};
   for (int trial = 0; trial < 500; ++trial) {
     std::string text;
     for (int i = 0; i < trial % 20; ++i) text += parts[random() % parts.size()];
@@ -115,9 +140,16 @@ TEST(Tokenizer, AgreesWithSentencePieceOnRandomText) {
 }
 
 TEST(Tokenizer, RefusesTextThatIsNotUtf8AndNamesTheOffset) {
-  const std::vector<std::pair<std::string, int>> texts = {
-      {"abc\xFF", 3}, {"\x80", 0},           {"ab\xC3", 2},         {"\xE2\x82", 0},        {"a\xC0\x80", 1},
-      {"\xED\xA0\x80", 0}, {"\u00E9\xF4\x90\x80\x80", 2}, {"\xE0\x80\xAF", 0}, {"\xF0\x8F\xBF\xBF", 0}, {"\xF5\x80\x80\x80", 0}};
+  const std::vector<std::pair<std::string, int>> texts = {{"abc\xFF", 3},
+                                                          {"\x80", 0},
+                                                          {"ab\xC3", 2},
+                                                          {"\xE2\x82", 0},
+                                                          {"a\xC0\x80", 1},
+                                                          {"\xED\xA0\x80", 0},
+                                                          {"\u00E9\xF4\x90\x80\x80", 2},
+                                                          {"\xE0\x80\xAF", 0},
+                                                          {"\xF0\x8F\xBF\xBF", 0},
+                                                          {"\xF5\x80\x80\x80", 0}};
   for (const auto& [text, offset] : texts) {
     EXPECT_THAT([&text = text] { demo_tokenizer().encode(text); },
                 ThrowsMessage<Error>(HasSubstr("bad byte at offset " + std::to_string(offset) + ";")));
@@ -142,16 +174,24 @@ int byte_id(unsigned char byte) {
 
 // Random sequences in which broken and whole characters in byte pieces, control tokens and ordinary pieces meet.
 std::vector<int> random_ids(std::mt19937& random, int count) {
-  static const std::vector<std::string> fragments = {"\u20AC", "\U0001F600", "\xE2\x82", "\xF0\x9F", "\x80", "\xC3", "\xFF", "\xED\xA0\x80", "A"};
+  static const std::vector<std::string> fragments = {"\u20AC", "\U0001F600", "\xE2\x82",     "\xF0\x9F", "\x80",
+                                                     "\xC3",   "\xFF",       "\xED\xA0\x80", "A"};
   std::vector<int> ids;
   while (static_cast<int>(ids.size()) < count) {
     switch (random() % 4) {
       case 0:
-        for (const char byte : fragments[random() % fragments.size()]) ids.push_back(byte_id(static_cast<unsigned char>(byte)));
+        for (const char byte : fragments[random() % fragments.size()])
+          ids.push_back(byte_id(static_cast<unsigned char>(byte)));
         break;
-      case 1: ids.push_back(byte_id(static_cast<unsigned char>(random() % 256))); break;
-      case 2: ids.push_back(static_cast<int>(random() % 7)); break;
-      default: ids.push_back(static_cast<int>(random() % 4096)); break;
+      case 1:
+        ids.push_back(byte_id(static_cast<unsigned char>(random() % 256)));
+        break;
+      case 2:
+        ids.push_back(static_cast<int>(random() % 7));
+        break;
+      default:
+        ids.push_back(static_cast<int>(random() % 4096));
+        break;
     }
   }
   return ids;
@@ -255,7 +295,8 @@ TEST(HostileTokenizer, NeverCrashesWhenBitsAreFlipped) {
     }
     try {
       const Tokenizer tokenizer(model);
-      const std::vector<int> ids = tokenizer.encode("Once  upon a time,\n\n\u4E16 <start_of_turn>", ControlTokens::kParse);
+      const std::vector<int> ids =
+          tokenizer.encode("Once  upon a time,\n\n\u4E16 <start_of_turn>", ControlTokens::kParse);
       tokenizer.decode(ids);
       ++loaded;
     } catch (const Error&) {
