@@ -53,6 +53,9 @@ struct Shared {
   float* scratch;          // kScratchBytes
   float* sums;             // [kConsumerWarps]
   int* is_last;
+  int* token;              // [kDecodeRows], and so are the next two: read from the model once
+  int* position;
+  int* ring;
 };
 
 /// Tiles of 8 outputs are dealt out to the blocks of the grid in turn, going on from one product to the next, so that over a
@@ -72,38 +75,6 @@ class Dealer {
 };
 
 __device__ int pieces_in_tile(int columns) { return (columns + kPieceColumns - 1) / kPieceColumns; }
-
-/// A matrix product of the step: where its weights lie.
-struct Product {
-  const __nv_bfloat16* weights;
-  int outputs;   // rows of the weights; 8 a tile
-  int columns;   // a multiple of 32
-  bool is_gate_up;  // rows 2i and 2i + 1 of the product are row i of the gate and row i of up
-
-  __device__ int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
-  __device__ const __nv_bfloat16* row(int output) const {
-    const int index = is_gate_up ? (output & 1) * (outputs / 2) + output / 2 : output;
-    return weights + static_cast<std::size_t>(index) * columns;
-  }
-};
-
-struct Step {
-  const DecodeModel& model;
-
-  __device__ int query_size() const { return model.heads * model.head_dim; }
-  __device__ int kv_size() const { return model.kv_heads * model.head_dim; }
-  __device__ Product qkv(const DecodeLayer& layer) const {
-    return {layer.qkv, query_size() + 2 * kv_size(), model.hidden, false};
-  }
-  __device__ Product attention_out(const DecodeLayer& layer) const {
-    return {layer.attention_out, model.hidden, query_size(), false};
-  }
-  __device__ Product gate_up(const DecodeLayer& layer) const {
-    return {layer.gate_up, 2 * model.intermediate, model.hidden, true};
-  }
-  __device__ Product down(const DecodeLayer& layer) const { return {layer.down, model.hidden, model.intermediate, false}; }
-  __device__ Product head() const { return {model.head, model.vocab, model.hidden, false}; }
-};
 
 // --- which keys a row sees ---
 
@@ -125,11 +96,11 @@ __device__ KeyRange visible_keys(const DecodeModel& model, const DecodeLayer& la
 }
 
 /// The first key of a block (its first value with `is_value`).
-__device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const DecodeLayer& layer, int row, int kv_head, int block,
-                                         bool is_value) {
+__device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int row, int kv_head,
+                                         int block, bool is_value) {
   const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
   if (layer.is_local) {
-    const std::size_t ring = static_cast<std::size_t>(model.ring[row]) * model.local_layers + layer.index_in_kind;
+    const std::size_t ring = static_cast<std::size_t>(shared.ring[row]) * model.local_layers + layer.index_in_kind;
     const std::size_t slot = static_cast<std::size_t>(block) * kBlockKeys % model.ring_slots;
     return model.rings + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
   }
@@ -141,15 +112,15 @@ __device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const DecodeL
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, dealt out to the blocks of the grid in
 /// turn. Calls work(row, kv_head, range, block) for those of this thread block.
 template <class Work>
-__device__ void for_each_block_of_keys(const DecodeModel& model, const DecodeLayer& layer, int rows, Dealer& dealer,
+__device__ void for_each_block_of_keys(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows, Dealer& dealer,
                                        const Work& work) {
   int total = 0;
-  for (int row = 0; row < rows; ++row) total += visible_keys(model, layer, model.position[row]).blocks() * model.kv_heads;
+  for (int row = 0; row < rows; ++row) total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
   const int grid = static_cast<int>(gridDim.x);
   int item = dealer.deal(total);
   int before = 0;
   for (int row = 0; row < rows; ++row) {
-    const KeyRange range = visible_keys(model, layer, model.position[row]);
+    const KeyRange range = visible_keys(model, layer, shared.position[row]);
     const int blocks = range.blocks();
     for (; item < before + blocks * model.kv_heads; item += grid) {
       work(row, (item - before) / blocks, range, range.first_block() + (item - before) % blocks);
@@ -160,56 +131,37 @@ __device__ void for_each_block_of_keys(const DecodeModel& model, const DecodeLay
 
 // --- the producer: the same order of steps as the consumers', reduced to what they read ---
 
-__device__ void stream_product(Producer& producer, Dealer& dealer, const Product& product) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int tile = dealer.deal(product.tiles()); tile < product.tiles(); tile += static_cast<int>(gridDim.x)) {
-    const int rows = min(kPieceRows, product.outputs - tile * kPieceRows);
-    for (int column = 0; column < product.columns; column += kPieceColumns) {
-      const unsigned bytes = 2 * min(kPieceColumns, product.columns - column);
-      producer.begin(rows * bytes);
-#if __CUDA_ARCH__ >= 900
-      if (lane < rows) producer.copy(lane, lane * kPiecePitch, product.row(tile * kPieceRows + lane) + column, bytes);
-#else
-      (void)lane;
-      for (int row = 0; row < rows; ++row) {
-        producer.copy(row, row * kPiecePitch, product.row(tile * kPieceRows + row) + column, bytes);
-      }
-#endif
-      producer.end();
-    }
+__device__ void stream_matrix(Producer& producer, Dealer& dealer, const StreamedMatrix& matrix) {
+  for (int tile = dealer.deal(matrix.tiles()); tile < matrix.tiles(); tile += static_cast<int>(gridDim.x)) {
+    for (int column = 0; column < matrix.columns; column += kPieceColumns) producer.copy_weights(matrix, tile, column);
   }
 }
 
-__device__ void stream_keys_and_values(const DecodeModel& model, const DecodeLayer& layer, int rows, Producer& producer,
-                                       Dealer& dealer) {
+__device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
+                                       Producer& producer, Dealer& dealer) {
   const int part_elements = kKeysInPart * model.head_dim;
-  const unsigned bytes = 2 * part_elements;
-  for_each_block_of_keys(model, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
-    const __nv_bfloat16* keys = block_in_cache(model, layer, row, kv_head, block, false);
-    const __nv_bfloat16* values = block_in_cache(model, layer, row, kv_head, block, true);
+  for_each_block_of_keys(model, shared, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
+    const __nv_bfloat16* keys = block_in_cache(model, shared, layer, row, kv_head, block, false);
+    const __nv_bfloat16* values = block_in_cache(model, shared, layer, row, kv_head, block, true);
     const int first = range.first_part(block);
     for (int part = first; part < first + range.parts(block); ++part) {
-      producer.begin(2 * bytes);
-      producer.copy(0, 0, keys + part * part_elements, bytes);
-      producer.copy(1, part_elements, values + part * part_elements, bytes);
-      producer.end();
+      producer.copy_pair(keys + part * part_elements, values + part * part_elements, part_elements);
     }
   });
 }
 
-__device__ void produce(const DecodeModel& model, const Stream& stream, int rows) {
-  const Step step{model};
-  Producer producer(stream);
+__device__ void produce(const DecodeModel& model, const Shared& shared, int rows) {
+  Producer producer(shared.stream);
   Dealer dealer;
   for (int i = 0; i < model.layers; ++i) {
-    const DecodeLayer layer = model.layer[i];
-    stream_product(producer, dealer, step.qkv(layer));
-    stream_keys_and_values(model, layer, rows, producer, dealer);
-    stream_product(producer, dealer, step.attention_out(layer));
-    stream_product(producer, dealer, step.gate_up(layer));
-    stream_product(producer, dealer, step.down(layer));
+    const DecodeLayer& layer = model.layer[i];
+    stream_matrix(producer, dealer, layer.qkv);
+    stream_keys_and_values(model, shared, layer, rows, producer, dealer);
+    stream_matrix(producer, dealer, layer.attention_out);
+    stream_matrix(producer, dealer, layer.gate_up);
+    stream_matrix(producer, dealer, layer.down);
   }
-  stream_product(producer, dealer, step.head());
+  stream_matrix(producer, dealer, model.head);
 }
 
 // --- the consumers ---
@@ -245,7 +197,7 @@ struct ResidualRow {
   const float* residual;          // [hidden]; nullptr in the first layer, where `embedding` is the residual
   const __nv_bfloat16* embedding; // [hidden]
   float embedding_scale;
-  const float* added;             // [hidden]
+  const float* added;             // [hidden]: what the last product gave
   const float* added_norm;        // [hidden]
 
   __device__ float4 added_at(int unit) const {
@@ -260,9 +212,8 @@ struct ResidualRow {
             high_half(four.y) * embedding_scale};
   }
 
-  __device__ float4 sum_at(int unit, const float4& old, const float4& more, float added_scale) const {
+  __device__ float4 sum(const float4& old, const float4& more, float added_scale, const float4& norm) const {
     if (residual == nullptr) return old;
-    const float4 norm = __ldg(reinterpret_cast<const float4*>(added_norm) + unit);
     return {fmaf(__fmul_rn(more.x, added_scale), 1.0f + norm.x, old.x), fmaf(__fmul_rn(more.y, added_scale), 1.0f + norm.y, old.y),
             fmaf(__fmul_rn(more.z, added_scale), 1.0f + norm.z, old.z), fmaf(__fmul_rn(more.w, added_scale), 1.0f + norm.w, old.w)};
   }
@@ -288,29 +239,37 @@ __device__ float row_sum(float* shared_sums, const LaneSum& lane_sum) {
   return total;
 }
 
-/// The new residual (written by block 0 alone), normalised, into the next product's operand in shared memory.
-__device__ void store_normalized(const Shared& shared, int unit, const float4& x, float scale, const float* norm, int row_index, int hidden,
-                                 float* residual_out) {
-  const float4 weight = __ldg(reinterpret_cast<const float4*>(norm) + unit);
-  if (blockIdx.x == 0) __stcg(reinterpret_cast<float4*>(residual_out) + unit, x);
-  __nv_bfloat16* operand = shared.operand + row_index * operand_pitch(hidden);
-  *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit)) =
-      pack_bf16(__fmul_rn(x.x, scale) * (1.0f + weight.x), __fmul_rn(x.y, scale) * (1.0f + weight.y));
-  *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit + 2)) =
-      pack_bf16(__fmul_rn(x.z, scale) * (1.0f + weight.z), __fmul_rn(x.w, scale) * (1.0f + weight.w));
-}
+/// A thread's share of one row's norm weights, held in registers: asked for before the wait for what they are applied to.
+struct NormWeights {
+  static constexpr int kHeld = 5;  // units; a row of up to kHeld * 4 * kConsumers elements
+  float4 added[kHeld], next[kHeld];
 
-/// residual + RMSNorm(added) -> the new residual -> RMSNorm.
+  __device__ static bool can_hold(int hidden) { return hidden <= kHeld * 4 * kConsumers; }
+
+  __device__ void fetch(const float* added_norm, const float* next_norm, int hidden) {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const int unit = static_cast<int>(threadIdx.x) + j * kConsumers;
+      if (4 * unit >= hidden) continue;
+      if (added_norm != nullptr) added[j] = __ldg(reinterpret_cast<const float4*>(added_norm) + unit);
+      next[j] = __ldg(reinterpret_cast<const float4*>(next_norm) + unit);
+    }
+  }
+};
+
+/// residual + RMSNorm(added) -> the new residual (written by block 0 alone) -> RMSNorm -> the next product's operand in
+/// shared memory. One row is worked on by all consumers, of many rows each by one warp; both compute the same.
+/// @param held  for one row, if it can hold one
 template <int kRows>
-__device__ void normalize_row(const Shared& shared, const ResidualRow& row, const float* norm, int row_index, int hidden, float eps,
-                              float* residual_out) {
+__device__ void normalize_row(const Shared& shared, const ResidualRow& row, const float* norm, const NormWeights& held, int row_index,
+                              int hidden, float eps, float* residual_out) {
   const int units = hidden / 4;
   const float inverse_hidden = 1.0f / static_cast<float>(hidden);
   const int first = kRows == 1 ? static_cast<int>(threadIdx.x) : lane_index();
 
   // A thread's share of a single row fits into registers; then memory is asked once, for everything together.
-  constexpr int kHeld = kRows == 1 ? 5 : 1;
-  const bool is_held = kRows == 1 && units <= kHeld * kConsumers;
+  constexpr int kHeld = kRows == 1 ? NormWeights::kHeld : 1;
+  const bool is_held = kRows == 1 && NormWeights::can_hold(hidden);
   float4 old[kHeld], added[kHeld];
   if (is_held) {
 #pragma unroll
@@ -321,17 +280,18 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
       }
     }
   }
-  // Visits this thread's units of the row in ascending order, `begin` on.
+  // Visits units begin, begin + kConsumers, ... of the row: visit(unit, old residual, added, norm of the added, next norm).
   const auto each_unit = [&](int begin, const auto& visit) {
     if (is_held) {
 #pragma unroll
       for (int j = 0; j < kHeld; ++j) {
-        if (begin + j * kConsumers < units) visit(begin + j * kConsumers, old[j], added[j]);
+        if (begin + j * kConsumers < units) visit(begin + j * kConsumers, old[j], added[j], held.added[j], held.next[j]);
       }
     } else {
       for (int unit = begin; unit < units; unit += kConsumers) {
         float4 before = row.old_at(unit);
-        visit(unit, before, row.added_at(unit));
+        const float4 added_norm = row.residual == nullptr ? float4{} : __ldg(reinterpret_cast<const float4*>(row.added_norm) + unit);
+        visit(unit, before, row.added_at(unit), added_norm, __ldg(reinterpret_cast<const float4*>(norm) + unit));
       }
     }
   };
@@ -340,25 +300,30 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
   if (row.residual != nullptr) {
     const float squares = row_sum<kRows>(shared.sums, [&](int begin) {
       float sum = 0;
-      each_unit(begin, [&](int, float4&, const float4& more) { sum = add_squares(sum, more); });
+      each_unit(begin, [&](int, float4&, const float4& more, const float4&, const float4&) { sum = add_squares(sum, more); });
       return sum;
     });
     added_scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
   }
   const float squares = row_sum<kRows>(shared.sums, [&](int begin) {
     float sum = 0;
-    each_unit(begin, [&](int unit, float4& before, const float4& more) {
-      before = row.sum_at(unit, before, more, added_scale);
+    each_unit(begin, [&](int, float4& before, const float4& more, const float4& added_norm, const float4&) {
+      before = row.sum(before, more, added_scale, added_norm);
       sum = add_squares(sum, before);
     });
     return sum;
   });
   const float scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
 
+  __nv_bfloat16* operand = shared.operand + row_index * operand_pitch(hidden);
   for (int begin = first; begin < (kRows == 1 ? first + 1 : kConsumers); begin += 32) {
-    each_unit(begin, [&](int unit, float4& before, const float4& more) {
-      const float4 x = is_held ? before : row.sum_at(unit, before, more, added_scale);
-      store_normalized(shared, unit, x, scale, norm, row_index, hidden, residual_out);
+    each_unit(begin, [&](int unit, float4& before, const float4& more, const float4& added_norm, const float4& weight) {
+      const float4 x = is_held ? before : row.sum(before, more, added_scale, added_norm);
+      if (blockIdx.x == 0) __stcg(reinterpret_cast<float4*>(residual_out) + unit, x);
+      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit)) =
+          pack_bf16(__fmul_rn(x.x, scale) * (1.0f + weight.x), __fmul_rn(x.y, scale) * (1.0f + weight.y));
+      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit + 2)) =
+          pack_bf16(__fmul_rn(x.z, scale) * (1.0f + weight.z), __fmul_rn(x.w, scale) * (1.0f + weight.w));
     });
   }
 }
@@ -367,81 +332,92 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
 struct Operand {
   const __nv_bfloat16* rows;
   int pitch;
-  bool is_global;
 };
 
 /// One warp: the product of a piece of weights and the operand's columns from `column` on.
 /// @return the sums of row lane / 4 and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile.
+template <bool kIsGlobal>
 __device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column, int columns) {
   const int lane = lane_index();
-  const int row = lane / 4;
-  const bool has_row = row < rows;
-  const uint4* input = reinterpret_cast<const uint4*>(operand.rows + row * operand.pitch + column) + lane % 4;
+  const bool has_row = lane / 4 < rows;
+  const uint4* input = reinterpret_cast<const uint4*>(operand.rows + lane / 4 * operand.pitch + column) + lane % 4;
   constexpr int kSteps = kPieceColumns / 32;
   const int steps = columns / 32;
 
-  // What another block has written is asked for before the wait for the weights.
-  uint4 a[kSteps];
+  // What other blocks have written is asked for before the wait for the weights.
+  uint4 fetched[kIsGlobal ? kSteps : 1];
+  if constexpr (kIsGlobal) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    a[step] = make_uint4(0, 0, 0, 0);
-    if (has_row && step < steps) a[step] = operand.is_global ? __ldcg(input + 4 * step) : input[4 * step];
+    for (int step = 0; step < kSteps; ++step) {
+      fetched[step] = has_row && step < steps ? __ldcg(input + 4 * step) : make_uint4(0, 0, 0, 0);
+    }
   }
 
   stream.wait_until_full(piece);
-  const __nv_bfloat16* weights = stream.stage(piece) + (lane % 8) * kPiecePitch + 8 * (lane / 8);
+  const __nv_bfloat16* weights = stream.stage(piece);
+  const int row = lane % 8;
   float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     if (step < steps) {
       std::uint32_t b[4];
-      load_matrices(b, weights + 32 * step);
-      multiply_accumulate(even, a[step].x, 0, a[step].y, 0, b[0], b[1]);
-      multiply_accumulate(odd, a[step].z, 0, a[step].w, 0, b[2], b[3]);
+      load_matrices(b, weights + swizzled(row, 32 * step + 8 * (lane / 8)));
+      uint4 a;
+      if constexpr (kIsGlobal) {
+        a = fetched[step];
+      } else {
+        a = has_row ? input[4 * step] : make_uint4(0, 0, 0, 0);
+      }
+      multiply_accumulate(even, a.x, 0, a.y, 0, b[0], b[1]);
+      multiply_accumulate(odd, a.z, 0, a.w, 0, b[2], b[3]);
     }
   }
   stream.release(piece);
   return {even[0] + odd[0], even[1] + odd[1]};
 }
 
-/// One product: outputs [rows, product.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, value,
-/// next value) for even outputs, in which outputs 2i and 2i + 1 come together.
-template <int kRows, class Epilogue>
-__device__ void multiply(const Shared& shared, const Product& product, const Operand& operand, int rows, int& next_piece, Dealer& dealer,
+/// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair of
+/// values): outputs 2i and 2i + 1, or of gate_up row i of both.
+template <int kRows, bool kIsGlobal, class Epilogue>
+__device__ void multiply(const Shared& shared, const StreamedMatrix& matrix, const Operand& operand, int rows, int& next_piece, Dealer& dealer,
                          const Epilogue& epilogue) {
   const int grid = static_cast<int>(gridDim.x);
   const int lane = lane_index();
-  const int pieces = pieces_in_tile(product.columns);
+  const int pieces = pieces_in_tile(matrix.columns);
   constexpr int kValuesInPiece = kRows * kPieceRows;
   const int tiles_at_once = max(1, kScratchBytes / (4 * kValuesInPiece * pieces));
-  const int first_tile = dealer.deal(product.tiles());
+  const int first_tile = dealer.deal(matrix.tiles());
 
-  for (int tile = first_tile; tile < product.tiles(); tile += tiles_at_once * grid) {
-    const int tiles = min(tiles_at_once, (product.tiles() - tile + grid - 1) / grid);
+  for (int tile = first_tile; tile < matrix.tiles(); tile += tiles_at_once * grid) {
+    const int tiles = min(tiles_at_once, (matrix.tiles() - tile + grid - 1) / grid);
     const int slots = tiles * pieces;
     // This warp's pieces: those whose number is its own modulo the number of warps.
     for (int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps; slot < slots; slot += kConsumerWarps) {
       const int column = slot % pieces * kPieceColumns;
-      const float2 sums = multiply_piece(shared.stream, next_piece + slot, operand, rows, column,
-                                         min(kPieceColumns, product.columns - column));
+      const float2 sums = multiply_piece<kIsGlobal>(shared.stream, next_piece + slot, operand, rows, column,
+                                                    min(kPieceColumns, matrix.columns - column));
       if (lane / 4 < kRows) {
         *reinterpret_cast<float2*>(shared.scratch + slot * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4)) = sums;
       }
     }
     next_piece += slots;
     consumer_barrier();
-    constexpr int kPairs = kValuesInPiece / 2;
+    constexpr int kPairsInRow = kPieceRows / 2;
+    constexpr int kPairs = kRows * kPairsInRow;
     for (int i = static_cast<int>(threadIdx.x); i < tiles * kPairs; i += kConsumers) {
-      const int pair = i % kPairs;
-      const int row = pair / (kPieceRows / 2);
-      const int output = (tile + i / kPairs * grid) * kPieceRows + 2 * (pair % (kPieceRows / 2));
-      const float2* partial = reinterpret_cast<const float2*>(shared.scratch) + i / kPairs * pieces * kPairs + pair;
+      const int row = i % kPairs / kPairsInRow;
+      const int pair = i % kPairsInRow;
+      const int first = matrix.is_gate_up ? pair : 2 * pair;
+      const int second = matrix.is_gate_up ? pair + kPairsInRow : 2 * pair + 1;
+      const float* partial = shared.scratch + i / kPairs * pieces * kValuesInPiece + row * kPieceRows;
       float2 sum = {0, 0};
+#pragma unroll 4
       for (int piece = 0; piece < pieces; ++piece) {
-        sum.x += partial[piece * kPairs].x;
-        sum.y += partial[piece * kPairs].y;
+        sum.x += partial[piece * kValuesInPiece + first];
+        sum.y += partial[piece * kValuesInPiece + second];
       }
-      if (row < rows && output < product.outputs) epilogue(row, output, sum);
+      const int output = (tile + i / kPairs * grid) * matrix.rows_in_tile() + first;
+      if (row < rows && output < matrix.outputs) epilogue(row, output, sum);
     }
     consumer_barrier();
   }
@@ -456,13 +432,15 @@ __device__ float gelu(float x) {
 
 // --- attention ---
 
-/// Rotary embedding of element `index` of a head. @param rope the position's cosines and sines
+/// Rotary embedding of element `index` of a head, rounded as kernels/rope.cu does it.
+/// @param rope  the position's cosines and sines
 __device__ float rotated(const float* head, int index, int head_dim, const float2* rope) {
   const int half = head_dim / 2;
   const float2 turn = __ldg(rope + index % half);
   const float x = __ldcg(head + index);
   const float y = __ldcg(head + (index < half ? index + half : index - half));
-  return index < half ? x * turn.x - y * turn.y : x * turn.x + y * turn.y;
+  const float across = __fmul_rn(y, turn.y);
+  return fmaf(x, turn.x, index < half ? -across : across);
 }
 
 /// Merges softmax sums over separate keys, in the order given: out = sum exp(m_i - m) o_i, likewise the sums.
@@ -470,102 +448,124 @@ struct Softmax {
   float largest, sum;
 };
 
+/// What the warps of a block share while they attend to one block of keys; in the scratch memory.
+struct AttentionScratch {
+  float query[kHeadsAtOnce][kMaxHeadDim];  // rotated and scaled
+  float new_key[kMaxHeadDim];              // the row's own, rounded as the cache has it
+  float new_value[kMaxHeadDim];
+  float2 sums[kConsumerWarps][kHeadsAtOnce];
+  float out[kConsumerWarps][kHeadsAtOnce][kMaxHeadDim];
+};
+static_assert(sizeof(AttentionScratch) <= kScratchBytes);
+
+/// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to what the lane
+/// across had of it.
+template <int kOffset, int kCount>
+__device__ void keep_half(float (&values)[16]) {
+  const bool is_upper = (lane_index() & kOffset) != 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float kept = is_upper ? values[i + kCount] : values[i];
+    const float given = is_upper ? values[i] : values[i + kCount];
+    values[i] = kept + __shfl_xor_sync(~0u, given, kOffset);
+  }
+}
+
+/// Sums 16 numbers over the lanes of a warp. @return the sum of values[lane / 2]
+__device__ float sum_over_lanes(float (&values)[16]) {
+  keep_half<16, 8>(values);
+  keep_half<8, 4>(values);
+  keep_half<4, 2>(values);
+  keep_half<2, 1>(values);
+  return values[0] + __shfl_xor_sync(~0u, values[0], 1);
+}
+
+/// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
 template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
-__device__ void attend_part(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int piece, int row, int kv_head,
-                            const KeyRange& range, int block, int part, int first_head, int heads, float* part_out, float2* part_sums) {
+__device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece, const KeyRange& range,
+                            int first_key, int heads, int part) {
+  static_assert(kHeadsAtOnce * kKeysInPart == 16);
   const int head_dim = model.head_dim;
-  const int first_dim = lane_index() * kLaneDims;
+  const int lane = lane_index();
+  const int first_dim = lane * kLaneDims;
   const bool has_dims = first_dim < head_dim;
+  const int newest = range.last - first_key;  // index of the row's own key, if it is in this part
+
+  shared.stream.wait_until_full(piece);
+  const __nv_bfloat16* keys = shared.stream.stage(piece) + first_dim;
+  const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
+
+  float scores[16] = {};
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      if (!has_dims) continue;
+      const float key = k == newest ? scratch.new_key[first_dim + i] : __bfloat162float(keys[k * head_dim + i]);
+#pragma unroll
+      for (int h = 0; h < kHeadsAtOnce; ++h) {
+        scores[h * kKeysInPart + k] = fmaf(scratch.query[h][first_dim + i], key, scores[h * kKeysInPart + k]);
+      }
+    }
+  }
+  // From here on a lane has the score of head lane / 16 and key lane / 2 % 8; at least one key of a part is seen.
+  const int own_key = first_key + lane / 2 % kKeysInPart;
+  const bool is_seen = own_key >= range.first && own_key <= range.last;
+  const float sum = sum_over_lanes(scores);
+  const float score = is_seen ? soft_cap(sum, model.attention_softcap) : kMaskedScore;
+  float largest = score;
+  for (int offset = 2; offset < 16; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+  const float weight = is_seen ? expf(score - largest) : 0.0f;
+  float weights = weight;
+  for (int offset = 2; offset < 16; offset *= 2) weights += __shfl_xor_sync(~0u, weights, offset);
+
+  float out[kHeadsAtOnce][kLaneDims] = {};
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+    const bool is_key_seen = first_key + k >= range.first && first_key + k <= range.last;
+    float head_weight[kHeadsAtOnce];
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, weight, 16 * h + 2 * k);
+    // A slot that the row does not see may hold anything, not-a-number included.
+    if (!is_key_seen || !has_dims) continue;
+#pragma unroll
+    for (int i = 0; i < kLaneDims; ++i) {
+      const float value = k == newest ? scratch.new_value[first_dim + i] : __bfloat162float(values[k * head_dim + i]);
+#pragma unroll
+      for (int h = 0; h < kHeadsAtOnce; ++h) out[h][i] = fmaf(head_weight[h], value, out[h][i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    if (h >= heads) continue;
+    if (has_dims) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) scratch.out[part][h][first_dim + i] = out[h][i];
+    }
+    if (lane == 16 * h) scratch.sums[part][h] = {largest, weights};
+  }
+}
+
+/// All consumers: the queries of a block's heads, rotated and scaled; and in the block of the row's own position its key and
+/// value, which go into the cache, too. What the products have left is read once, by all threads together.
+__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, AttentionScratch& scratch, int row,
+                                  int kv_head, const KeyRange& range, int block, int first_head, int heads) {
+  const int head_dim = model.head_dim;
   const int position = range.last;
   const float* qkv = model.qkv + static_cast<std::size_t>(row) * (model.heads + 2 * model.kv_heads) * head_dim;
   const float2* rope = model.rope + static_cast<std::size_t>(position) * (head_dim / 2);
-
-  float query[kHeadsAtOnce][kLaneDims] = {};
-#pragma unroll
-  for (int h = 0; h < kHeadsAtOnce; ++h) {
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      if (has_dims && h < heads) query[h][i] = rotated(qkv + (first_head + h) * head_dim, first_dim + i, head_dim, rope) * model.query_scale;
-    }
-  }
-
-  // The row's own key and value, if they belong to this part, are not in the cache yet: they are put there, and used as
-  // they will be read from there.
-  const int first_key = block * kBlockKeys + part * kKeysInPart;
-  const int newest = position - first_key;
-  const bool has_newest = newest >= 0 && newest < kKeysInPart;
-  float new_key[kLaneDims] = {}, new_value[kLaneDims] = {};
-  if (has_newest && has_dims) {
-    const float* key = qkv + (model.heads + kv_head) * head_dim;
-    const float* value = qkv + (model.heads + model.kv_heads + kv_head) * head_dim;
-    const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + first_dim;
-    __nv_bfloat16* cached_key = block_in_cache(model, layer, row, kv_head, block, false) + offset;
-    __nv_bfloat16* cached_value = block_in_cache(model, layer, row, kv_head, block, true) + offset;
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      const __nv_bfloat16 rounded_key = __float2bfloat16_rn(rotated(key, first_dim + i, head_dim, rope));
-      const __nv_bfloat16 rounded_value = __float2bfloat16_rn(__ldcg(value + first_dim + i));
-      new_key[i] = __bfloat162float(rounded_key);
-      new_value[i] = __bfloat162float(rounded_value);
-      cached_key[i] = rounded_key;
-      cached_value[i] = rounded_value;
-    }
-  }
-
-  shared.stream.wait_until_full(piece);
-  const __nv_bfloat16* keys = shared.stream.stage(piece);
-  const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
-
-  float score[kHeadsAtOnce][kKeysInPart];
-#pragma unroll
-  for (int k = 0; k < kKeysInPart; ++k) {
-    float key[kLaneDims];
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      key[i] = has_dims && k != newest ? __bfloat162float(keys[k * head_dim + first_dim + i]) : new_key[i];
-    }
-    const bool is_seen = first_key + k >= range.first && first_key + k <= range.last;
-#pragma unroll
+  for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
     for (int h = 0; h < kHeadsAtOnce; ++h) {
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) sum = fmaf(query[h][i], key[i], sum);
-      score[h][k] = is_seen ? soft_cap(warp_sum(sum), model.attention_softcap) : kMaskedScore;
+      scratch.query[h][dim] = h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
     }
-  }
-  // Softmax over the part's keys; at least one of them is seen.
-  float out[kHeadsAtOnce][kLaneDims] = {};
-  Softmax softmax[kHeadsAtOnce];
-#pragma unroll
-  for (int h = 0; h < kHeadsAtOnce; ++h) {
-    softmax[h] = {score[h][0], 0};
-#pragma unroll
-    for (int k = 1; k < kKeysInPart; ++k) softmax[h].largest = fmaxf(softmax[h].largest, score[h][k]);
-  }
-#pragma unroll
-  for (int k = 0; k < kKeysInPart; ++k) {
-    const bool is_seen = first_key + k >= range.first && first_key + k <= range.last;
-    float value[kLaneDims];
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      // A slot that the row does not see may hold anything, not-a-number included.
-      value[i] = k == newest ? new_value[i] : has_dims && is_seen ? __bfloat162float(values[k * head_dim + first_dim + i]) : 0.0f;
-    }
-#pragma unroll
-    for (int h = 0; h < kHeadsAtOnce; ++h) {
-      const float weight = is_seen ? expf(score[h][k] - softmax[h].largest) : 0.0f;
-      softmax[h].sum += weight;
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) out[h][i] = fmaf(weight, value[i], out[h][i]);
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < kHeadsAtOnce; ++h) {
-    if (has_dims) {
-#pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) part_out[h * head_dim + first_dim + i] = out[h][i];
-    }
-    if (lane_index() == 0) part_sums[h] = {softmax[h].largest, softmax[h].sum};
+    if (block != position / kBlockKeys) continue;
+    const __nv_bfloat16 key = __float2bfloat16_rn(rotated(qkv + (model.heads + kv_head) * head_dim, dim, head_dim, rope));
+    const __nv_bfloat16 value = __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + kv_head) * head_dim + dim));
+    scratch.new_key[dim] = __bfloat162float(key);
+    scratch.new_value[dim] = __bfloat162float(value);
+    const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
+    block_in_cache(model, shared, layer, row, kv_head, block, false)[offset] = key;
+    block_in_cache(model, shared, layer, row, kv_head, block, true)[offset] = value;
   }
 }
 
@@ -573,18 +573,33 @@ __device__ void attend_part(const DecodeModel& model, const DecodeLayer& layer, 
 /// i + kConsumers, ... of `heads` heads. Calls done(head, dim, value, softmax) for each.
 template <class PartialOut, class PartialSums, class Done>
 __device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out, const PartialSums& partial_sums, const Done& done) {
+  constexpr int kAtOnce = 8;  // asked for together
   for (int i = static_cast<int>(threadIdx.x); i < heads * head_dim; i += kConsumers) {
     const int head = i / head_dim;
     const int dim = i % head_dim;
     Softmax softmax{kMaskedScore, 0};
-    for (int part = 0; part < count; ++part) softmax.largest = fmaxf(softmax.largest, partial_sums(head, part).x);
     float value = 0;
-#pragma unroll 4
-    for (int part = 0; part < count; ++part) {
-      const float2 sums = partial_sums(head, part);
-      const float weight = expf(sums.x - softmax.largest);
-      softmax.sum = fmaf(weight, sums.y, softmax.sum);
-      value = fmaf(weight, partial_out(head, part, dim), value);
+    for (int first = 0; first < count; first += kAtOnce) {
+      float2 sums[kAtOnce];
+      float outs[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const bool is_there = first + j < count;
+        sums[j] = is_there ? partial_sums(head, first + j) : make_float2(kMaskedScore, 0);
+        outs[j] = is_there ? partial_out(head, first + j, dim) : 0.0f;
+      }
+      float largest = softmax.largest;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) largest = fmaxf(largest, sums[j].x);
+      const float before = expf(softmax.largest - largest);
+      softmax = {largest, softmax.sum * before};
+      value *= before;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float weight = expf(sums[j].x - largest);
+        softmax.sum = fmaf(weight, sums[j].y, softmax.sum);
+        value = fmaf(weight, outs[j], value);
+      }
     }
     done(head, dim, value, softmax);
   }
@@ -644,29 +659,27 @@ template <int kLaneDims>
 __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows, int& next_piece, Dealer& dealer) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
-  float* parts_out = shared.scratch;  // [warps, kHeadsAtOnce, head_dim]
-  float2* parts_sums = reinterpret_cast<float2*>(shared.scratch + kConsumerWarps * kHeadsAtOnce * kMaxHeadDim);  // [warps, kHeadsAtOnce]
+  AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
 
-  for_each_block_of_keys(model, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
+  for_each_block_of_keys(model, shared, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
     const int parts = range.parts(block);
     const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
+    const int first_key = block * kBlockKeys + (range.first_part(block) + part) * kKeysInPart;
     for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
       const int heads = min(kHeadsAtOnce, group_heads - first);
       const int first_head = kv_head * group_heads + first;
-      if (part < parts) {
-        attend_part<kLaneDims>(model, layer, shared, next_piece + part, row, kv_head, range, block, range.first_part(block) + part, first_head,
-                               heads, parts_out + part * kHeadsAtOnce * head_dim, parts_sums + part * kHeadsAtOnce);
-      }
+      prepare_attention(model, shared, layer, scratch, row, kv_head, range, block, first_head, heads);
+      consumer_barrier();
+      if (part < parts) attend_part<kLaneDims>(model, shared, scratch, next_piece + part, range, first_key, heads, part);
       consumer_barrier();
       combine(
-          parts, heads, head_dim, [&](int head, int p, int dim) { return parts_out[(p * kHeadsAtOnce + head) * head_dim + dim]; },
-          [&](int head, int p) { return parts_sums[p * kHeadsAtOnce + head]; },
+          parts, heads, head_dim, [&](int head, int p, int dim) { return scratch.out[p][head][dim]; },
+          [&](int head, int p) { return scratch.sums[p][head]; },
           [&](int head, int dim, float value, const Softmax& softmax) {
             const std::size_t at = static_cast<std::size_t>(row * model.heads + first_head + head) * model.max_blocks + block - range.first_block();
             __stcg(model.partials + at * head_dim + dim, value);
             if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
           });
-      consumer_barrier();
     }
     if (part < parts) shared.stream.release(next_piece + part);
     next_piece += parts;
@@ -678,21 +691,30 @@ __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const
 
 template <int kRows>
 __device__ void consume(const DecodeModel& model, const Shared& shared, int rows) {
-  const Step step{model};
   const int hidden = model.hidden;
+  const int query_size = model.heads * model.head_dim;
+  const int qkv_size = query_size + 2 * model.kv_heads * model.head_dim;
   GridBarrier grid(model.grid_arrivals);
   Dealer dealer;
   int next_piece = 0;
-  const Operand normalized{shared.operand, operand_pitch(hidden), false};
+  const Operand normalized{shared.operand, operand_pitch(hidden)};
   float* residual[2] = {model.residual, model.residual + kDecodeRows * static_cast<std::size_t>(hidden)};
 
-  // The residual of the last step plus what it added, and the norm that comes next.
-  const auto normalize = [&](bool is_first, const float* added_norm, const float* norm) {
+  // The residual of the last step plus what it added, after its norm; and the norm that comes next.
+  NormWeights held;
+  const float* added_norm = nullptr;
+  const float* next_norm = nullptr;
+  const auto fetch_norms = [&](const float* added, const float* next) {
+    added_norm = added;
+    next_norm = next;
+    if (kRows == 1 && NormWeights::can_hold(hidden)) held.fetch(added, next, hidden);
+  };
+  const auto normalize = [&](bool is_first) {
     for (int row = kRows == 1 ? 0 : warp_index(); row < rows; row += kConsumerWarps) {
       const std::size_t offset = static_cast<std::size_t>(row) * hidden;
-      const ResidualRow source{is_first ? nullptr : residual[0] + offset, model.embed + static_cast<std::size_t>(model.token[row]) * hidden,
+      const ResidualRow source{is_first ? nullptr : residual[0] + offset, model.embed + static_cast<std::size_t>(shared.token[row]) * hidden,
                                model.embedding_scale, model.projected + offset, added_norm};
-      normalize_row<kRows>(shared, source, norm, row, hidden, model.norm_eps, residual[1] + offset);
+      normalize_row<kRows>(shared, source, next_norm, held, row, hidden, model.norm_eps, residual[1] + offset);
     }
     float* const newest = residual[1];
     residual[1] = residual[0];
@@ -705,11 +727,11 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
     };
   };
 
-  const float* post_norm = nullptr;
+  fetch_norms(nullptr, model.layer[0].attention_norm);
   for (int i = 0; i < model.layers; ++i) {
-    const DecodeLayer layer = model.layer[i];
-    normalize(i == 0, post_norm, layer.attention_norm);
-    multiply<kRows>(shared, step.qkv(layer), normalized, rows, next_piece, dealer, store_to(model.qkv, step.query_size() + 2 * step.kv_size()));
+    const DecodeLayer& layer = model.layer[i];
+    normalize(i == 0);
+    multiply<kRows, false>(shared, layer.qkv, normalized, rows, next_piece, dealer, store_to(model.qkv, qkv_size));
     grid.wait();
 
     if (model.head_dim > 128) {
@@ -721,68 +743,80 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
     }
     grid.wait();
 
-    multiply<kRows>(shared, step.attention_out(layer), {model.attended, step.query_size(), true}, rows, next_piece, dealer,
-                    store_to(model.projected, hidden));
+    multiply<kRows, true>(shared, layer.attention_out, {model.attended, query_size}, rows, next_piece, dealer,
+                          store_to(model.projected, hidden));
+    fetch_norms(layer.attention_post_norm, layer.mlp_norm);
     grid.wait();
 
-    normalize(false, layer.attention_post_norm, layer.mlp_norm);
-    multiply<kRows>(shared, step.gate_up(layer), normalized, rows, next_piece, dealer, [&](int row, int output, float2 gate_up) {
-      model.activated[static_cast<std::size_t>(row) * model.intermediate + operand_order(output / 2)] =
+    normalize(false);
+    multiply<kRows, false>(shared, layer.gate_up, normalized, rows, next_piece, dealer, [&](int row, int output, float2 gate_up) {
+      model.activated[static_cast<std::size_t>(row) * model.intermediate + operand_order(output)] =
           __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
     });
     grid.wait();
 
-    multiply<kRows>(shared, step.down(layer), {model.activated, model.intermediate, true}, rows, next_piece, dealer,
-                    store_to(model.projected, hidden));
+    multiply<kRows, true>(shared, layer.down, {model.activated, model.intermediate}, rows, next_piece, dealer,
+                          store_to(model.projected, hidden));
+    fetch_norms(layer.mlp_post_norm, i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
     grid.wait();
-    post_norm = layer.mlp_post_norm;
   }
-  normalize(false, post_norm, model.final_norm);
-  multiply<kRows>(shared, step.head(), normalized, rows, next_piece, dealer, [&](int row, int output, float2 logits) {
+  normalize(false);
+  multiply<kRows, false>(shared, model.head, normalized, rows, next_piece, dealer, [&](int row, int output, float2 logits) {
     float* out = model.logits + static_cast<std::size_t>(row) * model.vocab + output;
     out[0] = soft_cap(logits.x, model.final_softcap);
     if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
   });
 }
 
+constexpr int kMaxStages = 32;
+constexpr int kSmallBytes = 256 + 16 * kMaxStages;  // sums, flags, the rows' tokens, positions and rings; then the stages' barriers
+
 template <int kRows>
 __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];
   Shared shared;
   shared.stream.stage_memory = memory;
   shared.stream.stages = stages;
   char* rest = memory + static_cast<std::size_t>(stages) * kStageBytes;
-  shared.stream.full = reinterpret_cast<std::uint64_t*>(rest);
-  shared.stream.empty = shared.stream.full + stages;
-  rest += (16 * stages + 127) / 128 * 128;
   shared.scratch = reinterpret_cast<float*>(rest);
   rest += kScratchBytes;
   shared.sums = reinterpret_cast<float*>(rest);
   shared.is_last = reinterpret_cast<int*>(shared.sums + kConsumerWarps);
-  rest += 128;
+  shared.token = shared.is_last + 1;
+  shared.position = shared.token + kDecodeRows;
+  shared.ring = shared.position + kDecodeRows;
+  shared.stream.full = reinterpret_cast<std::uint64_t*>(rest + kSmallBytes - 16 * kMaxStages);
+  shared.stream.empty = shared.stream.full + kMaxStages;
+  rest += kSmallBytes;
   shared.operand = reinterpret_cast<__nv_bfloat16*>(rest);
 
+  const int rows = *model.row_count;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
-      barrier_init(&shared.stream.full[i], full_arrivals());
+      barrier_init(&shared.stream.full[i], producer_threads());
       barrier_init(&shared.stream.empty[i], 1);
     }
     fence_barrier_init();
   }
+  if (threadIdx.x < static_cast<unsigned>(rows)) {
+    shared.token[threadIdx.x] = model.token[threadIdx.x];
+    shared.position[threadIdx.x] = model.position[threadIdx.x];
+    shared.ring[threadIdx.x] = model.ring[threadIdx.x];
+  }
   __syncthreads();
 
-  const int rows = *model.row_count;
   if (threadIdx.x >= kConsumers) {
-    produce(model, shared.stream, rows);
+    give_up_registers<40>();
+    if (threadIdx.x < kConsumers + producer_threads()) produce(model, shared, rows);
   } else {
+    take_registers<232>();
     consume<kRows>(model, shared, rows);
   }
 }
 
 /// Shared memory of a block beside the stages.
-int fixed_bytes(int hidden, int rows) { return rows * operand_pitch(hidden) * 2 + kScratchBytes + 2 * 128; }
+int fixed_bytes(int hidden, int rows) { return rows * operand_pitch(hidden) * 2 + kScratchBytes + kSmallBytes; }
 
-constexpr int kMaxStages = 64;
 constexpr int kMinStages = 3;
 
 int attribute(cudaDeviceAttr which) {
@@ -795,8 +829,8 @@ int attribute(cudaDeviceAttr which) {
 template <int kRows>
 void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   const int fixed = fixed_bytes(model.hidden, rows);
-  const int stages = std::min(kMaxStages, (attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed) / (kStageBytes + 16));
-  const int bytes = fixed + stages * (kStageBytes + 16);
+  const int stages = std::min(kMaxStages, (attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed) / kStageBytes);
+  const int bytes = fixed + stages * kStageBytes;
   check_cuda(cudaFuncSetAttribute(decode_kernel<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 
   cudaLaunchConfig_t config{};
@@ -818,7 +852,7 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
 int decode_rows_at_once(int hidden) {
   const int memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   int rows = kDecodeRows;
-  while (rows > 0 && fixed_bytes(hidden, rows) + kMinStages * (kStageBytes + 16) > memory) --rows;
+  while (rows > 0 && fixed_bytes(hidden, rows) + kMinStages * kStageBytes > memory) --rows;
   if (rows == 0) {
     throw Error("this GPU's blocks have " + std::to_string(memory / 1024) + " KB of shared memory, too little for a hidden size of " +
                 std::to_string(hidden));

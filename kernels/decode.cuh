@@ -13,13 +13,36 @@ inline constexpr int kDecodeRows = 8;
 /// Blocks of 64 keys whose attention is combined at once, and then the results of these groups.
 inline constexpr int kBlocksInGroup = 16;
 
+/// A piece of a weight matrix, which is what is copied at once: the 8 rows of a tile by up to 512 columns.
+inline constexpr int kPieceRows = 8;
+inline constexpr int kPieceColumns = 512;
+
+/// A weight matrix as it is streamed: in tiles of 8 outputs. A tile of gate_up has 4 rows of the gate and the same 4 of up.
+struct StreamedMatrix {
+  const __nv_bfloat16* weights;  ///< [outputs, columns]
+  const void* tensor_map;        ///< a CUtensorMap of it in the GPU's memory; for Hopper and newer
+  int outputs;
+  int columns;                   ///< a multiple of 32
+  bool is_gate_up;               ///< all of gate, then all of up
+
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+  int rows_in_tile() const { return is_gate_up ? kPieceRows / 2 : kPieceRows; }
+
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+  int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
+};
+
 /// One layer's weights and where its keys and values lie.
 struct DecodeLayer {
-  const __nv_bfloat16* qkv;            ///< [(heads + 2 * kv_heads) * head_dim, hidden]
-  const __nv_bfloat16* attention_out;  ///< [hidden, heads * head_dim]
-  const __nv_bfloat16* gate_up;        ///< [2 * intermediate, hidden]: all of gate, then all of up
-  const __nv_bfloat16* down;           ///< [hidden, intermediate]
-  const float* attention_norm;         ///< [hidden], as are the other norms; the `1 +` is not in them
+  StreamedMatrix qkv;            ///< [(heads + 2 * kv_heads) * head_dim, hidden]
+  StreamedMatrix attention_out;  ///< [hidden, heads * head_dim]
+  StreamedMatrix gate_up;        ///< [2 * intermediate, hidden]
+  StreamedMatrix down;           ///< [hidden, intermediate]
+  const float* attention_norm;   ///< [hidden], as are the other norms; the `1 +` is not in them
   const float* attention_post_norm;
   const float* mlp_norm;
   const float* mlp_post_norm;
@@ -44,7 +67,7 @@ struct DecodeModel {
 
   const DecodeLayer* layer;          ///< [layers]
   const __nv_bfloat16* embed;        ///< [vocab, hidden]
-  const __nv_bfloat16* head;         ///< [vocab, hidden]
+  StreamedMatrix head;               ///< [vocab, hidden]
   const float* final_norm;           ///< [hidden]
   const float2* rope;                ///< [positions, head_dim / 2]: cosine and sine
   __nv_bfloat16* rings;              ///< [rings, local_layers, 2, kv_heads, ring_slots, head_dim]

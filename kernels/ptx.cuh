@@ -63,6 +63,20 @@ __device__ inline void bulk_copy(void* to, const void* from, unsigned bytes, std
           shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy) : "memory");
 }
 
+/// Copies a box of a tensor, at these coordinates of its four dimensions, innermost first; the barrier hears of the bytes of the
+/// whole box, those outside the tensor included, which become zeros.
+__device__ inline void tensor_copy(void* to, const void* tensor_map, int x, int y, int z, int w, std::uint64_t* barrier,
+                                   std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6], %7;" ::"r"(shared_address(to)), "l"(tensor_map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
+__device__ inline void prefetch_tensor_map(const void* tensor_map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
+}
+
 /// For data that is read once a step: the first to leave the L2 cache.
 __device__ inline std::uint64_t streaming_policy() {
   std::uint64_t policy;
@@ -149,6 +163,23 @@ __device__ inline void wait_for_previous_kernel() {
 __device__ inline void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// --- registers ---
+
+/// Gives the four warps of a warpgroup, which must all call this, more or fewer registers than the kernel was started with.
+template <int kRegisters>
+__device__ inline void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
+template <int kRegisters>
+__device__ inline void give_up_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 #endif
 }
 

@@ -6,24 +6,26 @@
 
 #include <cstdint>
 
+#include "decode.cuh"
 #include "ptx.cuh"
 
 namespace gemma {
 
 inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
-inline constexpr int kDecodeThreads = kConsumers + 32;
+inline constexpr int kDecodeThreads = kConsumers + 128;  // the producer's warpgroup; one warp of it works
 
-/// A piece of a weight matrix: 8 rows by up to 512 columns. Stages hold its rows 16 bytes further apart than they are long,
-/// so that the 8 rows of a tensor core operand lie in different banks.
-inline constexpr int kPieceRows = 8;
-inline constexpr int kPieceColumns = 512;
-inline constexpr int kPiecePitch = kPieceColumns + 8;  // elements
-inline constexpr int kStageBytes = kPieceRows * kPiecePitch * 2;
+inline constexpr int kStageBytes = kPieceRows * kPieceColumns * 2;
 
 /// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait behind
 /// them (measured).
 inline constexpr int kPiecesInFlight = 6;
+
+/// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in them the
+/// 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.
+__device__ inline int swizzled(int row, int column) {
+  return column / 64 * (kPieceRows * 64) + row * 64 + (((column / 8) % 8) ^ row) * 8;
+}
 
 /// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages and is consumed by warp
 /// i % kConsumerWarps.
@@ -37,7 +39,6 @@ struct Stream {
     return reinterpret_cast<__nv_bfloat16*>(stage_memory + (piece % stages) * kStageBytes);
   }
   __device__ void wait_until_full(int piece) const { barrier_wait(&full[piece % stages], (piece / stages) & 1); }
-  __device__ void wait_until_empty(int piece) const { barrier_wait(&empty[piece % stages], ((piece / stages) & 1) ^ 1); }
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
   __device__ void release(int piece) const {
     __syncwarp();
@@ -45,7 +46,21 @@ struct Stream {
   }
 };
 
-/// The producer's end of a stream. All 32 lanes of the producer warp call everything together.
+/// A place in the ring that moves on piece by piece.
+struct RingPlace {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// The producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes of a
+/// warp together.
 class Producer {
  public:
   __device__ explicit Producer(const Stream& stream) : stream_(stream), in_flight_(min(kPiecesInFlight, stream.stages - 1)) {
@@ -54,48 +69,74 @@ class Producer {
 #endif
   }
 
-  /// Makes room for the next piece of `bytes` in all.
-  __device__ void begin(unsigned bytes) {
-    stream_.wait_until_empty(piece_);
-    if (piece_ >= in_flight_) stream_.wait_until_full(piece_ - in_flight_);
+  /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix, as far as it has them.
+  __device__ void copy_weights(const StreamedMatrix& matrix, int tile, int column) {
+    begin(kStageBytes);
 #if __CUDA_ARCH__ >= 900
-    if (lane() == 0) barrier_expect_bytes(&stream_.full[piece_ % stream_.stages], bytes);
-    __syncwarp();
+    tensor_copy(stage(), matrix.tensor_map, 0, tile * matrix.rows_in_tile(), 0, column / 64, full(), policy_);
+#else
+    const int lane = threadIdx.x % 32;
+    for (int row = 0; row < kPieceRows; ++row) {
+      const int source = matrix.is_gate_up ? row / 4 * matrix.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
+      if (source >= matrix.outputs) continue;
+      const __nv_bfloat16* from = matrix.weights + static_cast<std::size_t>(source) * matrix.columns + column;
+      for (int i = 8 * lane; i < min(kPieceColumns, matrix.columns - column); i += 8 * 32) copy_async_16(stage() + swizzled(row, i), from + i);
+    }
+#endif
+    end();
+  }
+
+  /// Copies two runs of the same number of bytes, a multiple of 16, one behind the other.
+  __device__ void copy_pair(const __nv_bfloat16* first, const __nv_bfloat16* second, int elements) {
+    begin(4 * elements);
+#if __CUDA_ARCH__ >= 900
+    bulk_copy(stage(), first, 2 * elements, full(), policy_);
+    bulk_copy(stage() + elements, second, 2 * elements, full(), policy_);
+#else
+    for (int i = 8 * static_cast<int>(threadIdx.x % 32); i < elements; i += 8 * 32) {
+      copy_async_16(stage() + i, first + i);
+      copy_async_16(stage() + elements + i, second + i);
+    }
+#endif
+    end();
+  }
+
+ private:
+  __device__ __nv_bfloat16* stage() const { return reinterpret_cast<__nv_bfloat16*>(stream_.stage_memory + next_.stage * kStageBytes); }
+  __device__ std::uint64_t* full() const { return &stream_.full[next_.stage]; }
+
+  __device__ void begin(unsigned bytes) {
+    barrier_wait(&stream_.empty[next_.stage], next_.parity ^ 1);
+    if (begun_ == in_flight_) {
+      barrier_wait(&stream_.full[oldest_.stage], oldest_.parity);
+      oldest_.advance(stream_.stages);
+    } else {
+      ++begun_;
+    }
+#if __CUDA_ARCH__ >= 900
+    barrier_expect_bytes(full(), bytes);
 #else
     (void)bytes;
 #endif
   }
 
-  /// Copies a run of bytes, a multiple of 16, to `offset` elements into the piece's stage.
-  __device__ void copy(int run, int offset, const __nv_bfloat16* from, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (lane() == run % 32) bulk_copy(stream_.stage(piece_) + offset, from, bytes, &stream_.full[piece_ % stream_.stages], policy_);
-#else
-    (void)run;
-    for (unsigned byte = 16 * lane(); byte < bytes; byte += 16 * 32) {
-      copy_async_16(reinterpret_cast<char*>(stream_.stage(piece_) + offset) + byte, reinterpret_cast<const char*>(from) + byte);
-    }
-#endif
-  }
-
   __device__ void end() {
 #if __CUDA_ARCH__ < 900
-    copy_async_arrive(&stream_.full[piece_ % stream_.stages]);
+    copy_async_arrive(full());
 #endif
-    ++piece_;
+    next_.advance(stream_.stages);
   }
-
- private:
-  __device__ static int lane() { return threadIdx.x % 32; }
 
   Stream stream_;
   int in_flight_;
-  int piece_ = 0;
+  int begun_ = 0;      // pieces that have not been waited for
+  RingPlace next_;     // the next piece
+  RingPlace oldest_;   // the oldest piece that has not been waited for
   std::uint64_t policy_ = 0;
 };
 
-/// Arrivals that complete a `full` barrier: the copy engine's one, or one of each lane that copies.
-__device__ inline unsigned full_arrivals() {
+/// Threads that produce, and arrivals that complete a `full` barrier: one with a copy engine, else one of each lane.
+__device__ inline unsigned producer_threads() {
 #if __CUDA_ARCH__ >= 900
   return 1;
 #else

@@ -450,7 +450,7 @@ void CudaDevice::qkv(const Batch& /*batch*/, int layer) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   // The other layers' input was normalised at the end of the layer before.
   if (layer == 0) launch_normalize(x_.data(), nullptr, weights.attention_norm, eps, prompt_rows_, config_.hidden_size, normed_.data(), stream_);
-  gemm_.multiply(qkv_.data(), normed_.data(), weights.qkv, prompt_rows_, config_.qkv_size(), config_.hidden_size, stream_);
+  gemm_.multiply(qkv_.data(), normed_.data(), weights.qkv.weights, prompt_rows_, config_.qkv_size(), config_.hidden_size, stream_);
   launch_rope(qkv_.data(), prompt_inputs_.data() + max_rows_, rope_.data(), static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar)),
               prompt_rows_, config_.heads, config_.kv_heads, config_.head_dim, q_.data(), k_.data(), v_.data(), stream_);
 }
@@ -472,7 +472,7 @@ void CudaDevice::attend(const Batch& /*batch*/, int layer) {
 
 void CudaDevice::attention_out(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
-  gemm_.multiply(projected_.data(), attended_.data(), weights.attention_out, prompt_rows_, config_.hidden_size, config_.query_size(), stream_);
+  gemm_.multiply(projected_.data(), attended_.data(), weights.attention_out.weights, prompt_rows_, config_.hidden_size, config_.query_size(), stream_);
   launch_add_normalized(projected_.data(), weights.attention_post_norm, weights.mlp_norm, static_cast<float>(config_.rms_norm_eps), prompt_rows_,
                         config_.hidden_size, x_.data(), normed_.data(), stream_);
 }
@@ -481,9 +481,9 @@ void CudaDevice::mlp(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
   const bool is_last = layer + 1 == config_.layer_count();
   const float* next_norm = is_last ? nullptr : weights_.layers()[size(layer) + 1].attention_norm;
-  gemm_.multiply(gate_up_.data(), normed_.data(), weights.gate_up, prompt_rows_, 2 * config_.intermediate_size, config_.hidden_size, stream_);
+  gemm_.multiply(gate_up_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_, 2 * config_.intermediate_size, config_.hidden_size, stream_);
   launch_activation(gate_up_.data(), prompt_rows_, config_.intermediate_size, activated_.data(), stream_);
-  gemm_.multiply(projected_.data(), activated_.data(), weights.down, prompt_rows_, config_.hidden_size, config_.intermediate_size, stream_);
+  gemm_.multiply(projected_.data(), activated_.data(), weights.down.weights, prompt_rows_, config_.hidden_size, config_.intermediate_size, stream_);
   launch_add_normalized(projected_.data(), weights.mlp_post_norm, next_norm, static_cast<float>(config_.rms_norm_eps), prompt_rows_,
                         config_.hidden_size, x_.data(), next_norm == nullptr ? nullptr : normed_.data(), stream_);
 }
@@ -515,7 +515,7 @@ void CudaDevice::logits(const Batch& batch, int first, int count) {
   launch_normalize(x_.data(), wanted_rows, weights_.final_norm(), static_cast<float>(config_.rms_norm_eps), prompt_outputs, config_.hidden_size,
                    normed_.data(), stream_);
   float* out = logits_.data() + size(decode_rows_) * size(config_.vocab_size);
-  gemm_.multiply(out, normed_.data(), weights_.head(), prompt_outputs, config_.vocab_size, config_.hidden_size, stream_);
+  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, config_.vocab_size, config_.hidden_size, stream_);
   launch_soft_cap(out, config_.final_softcap.value_or(0.0f), prompt_outputs, config_.vocab_size, size(config_.vocab_size), stream_);
 }
 

@@ -8,10 +8,12 @@
 #include <span>
 #include <thread>
 
+#include "device/cuda/tensor_map.h"
+
 namespace gemma::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
+constexpr std::size_t kAlignment = 256;  // and at least as much behind the last matrix: see make_tensor_map
 constexpr std::size_t kBlockBytes = std::size_t{8} << 20;  // copied at once
 constexpr int kBuffersPerThread = 2;                       // one is filled while the other is on its way
 constexpr int kMaxThreads = 8;
@@ -38,7 +40,7 @@ class Plan {
     for (std::size_t done = 0; done < bytes; done += kBlockBytes) {
       pieces_.push_back({static_cast<const std::byte*>(data) + done, offset + done, std::min(kBlockBytes, bytes - done)});
     }
-    end_ = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    end_ = (offset + bytes + 2 * kAlignment - 1) / kAlignment * kAlignment;
     return offset;
   }
 
@@ -129,20 +131,27 @@ DeviceWeights::DeviceWeights(const Model& model) {
   memory_ = Buffer<std::byte>(plan.bytes());
   copy_pieces(plan.pieces(), memory_.data());
 
-  const auto matrix = [&](std::size_t offset) { return reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offset); };
+  const auto streamed = [&](std::size_t offset, const Matrix& matrix, bool is_gate_up = false) {
+    return StreamedMatrix{.weights = reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offset),
+                          .tensor_map = nullptr,
+                          .outputs = matrix.rows,
+                          .columns = matrix.columns,
+                          .is_gate_up = is_gate_up};
+  };
   const auto norm = [&](std::size_t offset) { return reinterpret_cast<const float*>(memory_.data() + offset); };
-  embed_ = matrix(offsets.embed);
-  head_ = matrix(offsets.head);
+  embed_ = reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offsets.embed);
+  head_ = streamed(offsets.head, model.weights.head);
   final_norm_ = norm(offsets.final_norm);
   int of_kind[2] = {0, 0};
   for (std::size_t i = 0; i < offsets.layers.size(); ++i) {
     const LayerOffsets& at = offsets.layers[i];
+    const LayerWeights& weights = model.weights.layers[i];
     const bool is_local = model.config.layers[i] == LayerKind::kLocal;
     DecodeLayer layer{};
-    layer.qkv = matrix(at.qkv);
-    layer.attention_out = matrix(at.attention_out);
-    layer.gate_up = matrix(at.gate_up);
-    layer.down = matrix(at.down);
+    layer.qkv = streamed(at.qkv, weights.qkv);
+    layer.attention_out = streamed(at.attention_out, weights.attention_out);
+    layer.gate_up = streamed(at.gate_up, weights.gate_up, /*is_gate_up=*/true);
+    layer.down = streamed(at.down, weights.down);
     layer.attention_norm = norm(at.attention_norm);
     layer.attention_post_norm = norm(at.attention_post_norm);
     layer.mlp_norm = norm(at.mlp_norm);
@@ -151,6 +160,23 @@ DeviceWeights::DeviceWeights(const Model& model) {
     layer.index_in_kind = of_kind[is_local]++;
     layers_.push_back(layer);
   }
+  make_tensor_maps();
+}
+
+void DeviceWeights::make_tensor_maps() {
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  if (major < 9) return;
+  std::vector<StreamedMatrix*> matrices{&head_};
+  for (DecodeLayer& layer : layers_) matrices.insert(matrices.end(), {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down});
+  tensor_maps_ = Buffer<CUtensorMap>(matrices.size());
+  std::vector<CUtensorMap> maps;
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    maps.push_back(make_tensor_map(*matrices[i]));
+    matrices[i]->tensor_map = tensor_maps_.data() + i;
+  }
+  check_cuda(cudaMemcpy(tensor_maps_.data(), maps.data(), tensor_maps_.bytes(), cudaMemcpyHostToDevice));
 }
 
 }  // namespace gemma::cuda

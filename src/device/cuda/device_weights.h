@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <cstddef>
@@ -22,14 +23,17 @@ class DeviceWeights {
   explicit DeviceWeights(const Model& model);
 
   const __nv_bfloat16* embed() const { return embed_; }
-  const __nv_bfloat16* head() const { return head_; }
+  const StreamedMatrix& head() const { return head_; }
   const float* final_norm() const { return final_norm_; }
   const std::vector<DecodeLayer>& layers() const { return layers_; }
 
  private:
+  void make_tensor_maps();
+
   Buffer<std::byte> memory_;
+  Buffer<CUtensorMap> tensor_maps_;  // empty before Hopper
   const __nv_bfloat16* embed_ = nullptr;
-  const __nv_bfloat16* head_ = nullptr;
+  StreamedMatrix head_{};
   const float* final_norm_ = nullptr;
   std::vector<DecodeLayer> layers_;
 };
