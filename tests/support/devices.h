@@ -14,10 +14,12 @@ namespace gemma {
 struct DeviceKind {
   std::string name;  ///< letters only: it becomes part of a test's name
   KvType cache = KvType::kF32;
-  double tolerance =
-      0;  ///< largest absolute error of a logit against the naive reference; its origin stands in devices.cpp
-  std::function<std::unique_ptr<Device>(const Model&, const CpuOptions&)>
-      make;  ///< options that it has no use for are ignored
+  /// Largest absolute error of a logit against the naive reference; its origin stands in devices.cpp.
+  double tolerance = 0;
+  /// Options that it has no use for are ignored.
+  std::function<std::unique_ptr<Device>(const Model&, const CpuOptions&)> make;
+  /// Hidden size, intermediate size and heads * head_dim must be multiples of this.
+  int width_multiple = 1;
 };
 
 /// All kinds of device that this build has.

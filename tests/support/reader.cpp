@@ -106,6 +106,17 @@ double largest_difference(const Logits& a, const naive::Vectors& b) { return lar
 
 double largest_difference(const naive::Vectors& a, const naive::Vectors& b) { return largest_difference_of(a, b); }
 
+double typical_difference(const Logits& a, const naive::Vectors& b) {
+  if (!std::isfinite(largest_difference(a, b))) return std::numeric_limits<double>::infinity();
+  double squares = 0;
+  std::size_t count = 0;
+  for (std::size_t row = 0; row < a.size(); ++row) {
+    for (std::size_t i = 0; i < a[row].size(); ++i) squares += std::pow(static_cast<double>(a[row][i]) - b[row][i], 2);
+    count += a[row].size();
+  }
+  return std::sqrt(squares / static_cast<double>(count));
+}
+
 std::string first_difference(const Logits& a, const Logits& b) {
   if (a.size() != b.size()) return std::to_string(a.size()) + " rows against " + std::to_string(b.size());
   for (std::size_t row = 0; row < a.size(); ++row) {

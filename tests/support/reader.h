@@ -67,6 +67,9 @@ std::vector<int> random_tokens(int count, int vocab, unsigned seed);
 double largest_difference(const Logits& a, const naive::Vectors& b);
 double largest_difference(const naive::Vectors& a, const naive::Vectors& b);
 
+/// Root of the mean square of a - b; infinite if the sizes differ or a number is not finite.
+double typical_difference(const Logits& a, const naive::Vectors& b);
+
 /// "" if all bits are equal, else where the first difference is.
 std::string first_difference(const Logits& a, const Logits& b);
 

@@ -5,11 +5,13 @@
 namespace gemma {
 
 /// A small configuration in which no two sizes are equal by accident; tests change what they are about.
-inline Config small_config() {
+/// @param width_multiple  hidden and intermediate size are rounded up to a multiple of this.
+inline Config small_config(int width_multiple = 1) {
+  const auto rounded_up = [&](int width) { return (width + width_multiple - 1) / width_multiple * width_multiple; };
   Config config;
   config.name = "small";
-  config.hidden_size = 48;
-  config.intermediate_size = 80;
+  config.hidden_size = rounded_up(48);
+  config.intermediate_size = rounded_up(80);
   config.heads = 4;
   config.kv_heads = 2;
   config.head_dim = 32;

@@ -10,8 +10,8 @@
 namespace gemma {
 namespace {
 
-Model model_for_determinism() {
-  Config config = small_config();
+Model model_for_determinism(const DeviceKind& kind) {
+  Config config = small_config(kind.width_multiple);
   config.window = 100;
   config.head_dim = 48;
   return random_model(config, 21);
@@ -21,7 +21,7 @@ class Determinism : public DeviceTest {};
 GEMMA_ON_ALL_DEVICES(Determinism);
 
 TEST_P(Determinism, AnyChunkSizeGivesTheSameBits) {
-  const Model model = model_for_determinism();
+  const Model model = model_for_determinism(GetParam());
   const std::vector<int> tokens = random_tokens(600, model.config.vocab_size, 22);
   const Logits expected = read_alone(GetParam(), model, tokens, 1);
   for (int chunk : {2, 7, 64, 65, 512, 600}) {
@@ -30,7 +30,7 @@ TEST_P(Determinism, AnyChunkSizeGivesTheSameBits) {
 }
 
 TEST_P(Determinism, AnyNumberOfThreadsGivesTheSameBits) {
-  const Model model = model_for_determinism();
+  const Model model = model_for_determinism(GetParam());
   const std::vector<int> tokens = random_tokens(150, model.config.vocab_size, 23);
   for (int chunk : {1, 7, 150}) {
     const Logits expected = read_alone(GetParam(), model, tokens, chunk, 1);
@@ -42,7 +42,7 @@ TEST_P(Determinism, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST_P(Determinism, ASequenceAmongOthersGetsTheSameBitsAsAlone) {
-  const Model model = model_for_determinism();
+  const Model model = model_for_determinism(GetParam());
   const std::vector<int> tokens = random_tokens(180, model.config.vocab_size, 24);
   const auto piece = [&](int first, int count) {
     return std::vector<int>(tokens.begin() + first, tokens.begin() + first + count);
@@ -79,7 +79,7 @@ TEST_P(Determinism, ASequenceAmongOthersGetsTheSameBitsAsAlone) {
 }
 
 TEST_P(Determinism, RowsWithoutOutputsLeaveTheSameCache) {
-  const Model model = model_for_determinism();
+  const Model model = model_for_determinism(GetParam());
   const std::vector<int> tokens = random_tokens(150, model.config.vocab_size, 25);
   const Logits expected = read_alone(GetParam(), model, tokens, 50);
 

@@ -17,11 +17,11 @@
 namespace gemma {
 namespace {
 
-Model tiny_model(int window) {
-  Config config = small_config();
-  config.hidden_size = 16;
-  config.intermediate_size = 24;
-  config.heads = 2;
+Model tiny_model(const DeviceKind& kind, int window) {
+  Config config = small_config(kind.width_multiple);
+  config.hidden_size = std::max(16, kind.width_multiple);
+  config.intermediate_size = std::max(24, 2 * kind.width_multiple);
+  config.heads = kind.width_multiple > 16 ? 4 : 2;
   config.kv_heads = 1;
   config.head_dim = 16;
   config.vocab_size = 19;
@@ -29,6 +29,16 @@ Model tiny_model(int window) {
   config.query_pre_attn_scalar = 1;
   config.layers = alternating_layers(2);
   return random_model(config, 51);
+}
+
+TEST(KvBytes, Of2BAtAContextOf8192AreWhatItsShapeSays) {
+  const Config config = config_of_shape("2b");
+  const KvBytes bytes = kv_bytes(config, config.window, 8192, KvType::kBf16);
+  // 13 layers of each kind; keys and values of 4 heads of 256 bf16 numbers. A ring has a block of 64 to spare.
+  constexpr std::uint64_t kPosition = 2 * 4 * 256 * 2;
+  EXPECT_EQ(bytes.local, 13 * (4096 + 64) * kPosition);
+  EXPECT_EQ(bytes.global, 13 * 8192 * kPosition);
+  EXPECT_EQ(bytes.without_window, 26 * 8192 * kPosition);
 }
 
 int pages_for(int positions) { return (positions + kPagePositions - 1) / kPagePositions; }
@@ -261,7 +271,7 @@ TEST_P(CacheOnDevice, ReadsOnAsIfAfreshAfterAnySequenceOfMoves) {
   int returns = 0;
   int refusals = 0;
   for (int window : {1, 5, 70}) {
-    const Model model = tiny_model(window);
+    const Model model = tiny_model(GetParam(), window);
     for (unsigned seed = 0; seed < 2; ++seed) {
       SCOPED_TRACE("window " + std::to_string(window) + ", seed " + std::to_string(seed));
       Player player(GetParam(), model, seed);
@@ -279,7 +289,7 @@ TEST_P(CacheOnDevice, ReadsOnAsIfAfreshAfterAnySequenceOfMoves) {
 }
 
 TEST_P(CacheOnDevice, CopiesASharedLastPageBeforeEitherSideWritesToIt) {
-  Config config = tiny_model(5).config;
+  Config config = tiny_model(GetParam(), 5).config;
   config.layers = {LayerKind::kGlobal, LayerKind::kGlobal};
   const Model model = random_model(config, 52);
   const std::vector<int> prefix = random_tokens(kPagePositions + 20, config.vocab_size, 53);
@@ -309,7 +319,7 @@ TEST_P(CacheOnDevice, CopiesASharedLastPageBeforeEitherSideWritesToIt) {
 }
 
 TEST_P(CacheOnDevice, CopiesASharedFullPageThatASequenceHasGoneBackInto) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   const std::vector<int> prefix = random_tokens(2 * kPagePositions, model.config.vocab_size, 57);
   const std::vector<int> ending = random_tokens(10, model.config.vocab_size, 58);
   ReaderOptions options;
@@ -331,7 +341,7 @@ TEST_P(CacheOnDevice, CopiesASharedFullPageThatASequenceHasGoneBackInto) {
 }
 
 TEST_P(CacheOnDevice, SetsPagesAsideForASequenceAndGivesThemBack) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   ReaderOptions options;
   options.sequences = 4;
   options.pages = 10;
@@ -358,7 +368,7 @@ TEST_P(CacheOnDevice, SetsPagesAsideForASequenceAndGivesThemBack) {
 }
 
 TEST_P(CacheOnDevice, SharesThePagesOfAForkInsteadOfCopyingThem) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   ReaderOptions options;
   options.sequences = 4;
   options.pages = 8;
@@ -378,7 +388,7 @@ TEST_P(CacheOnDevice, SharesThePagesOfAForkInsteadOfCopyingThem) {
 }
 
 TEST_P(CacheOnDevice, RefusesAFullHouseOfSequencesAndAForkShorterThanItsPast) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   ReaderOptions options;
   options.sequences = 2;
   Reader reader(GetParam(), model, options);
@@ -393,7 +403,7 @@ TEST_P(CacheOnDevice, RefusesAFullHouseOfSequencesAndAForkShorterThanItsPast) {
 }
 
 TEST_P(CacheOnDevice, KeepsForACheckpointOnlyWhatIsOverwritten) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   Reader reader(GetParam(), model);
   KvCache& cache = reader.cache();
   const int slots = reader.device().kv_layout().ring_slots;
@@ -419,7 +429,7 @@ TEST_P(CacheOnDevice, KeepsForACheckpointOnlyWhatIsOverwritten) {
 }
 
 TEST_P(CacheOnDevice, GoesBackAgainAndAgainAsTheTurnsOfAChatAreRetried) {
-  const Model model = tiny_model(20);
+  const Model model = tiny_model(GetParam(), 20);
   Reader reader(GetParam(), model);
   KvCache& cache = reader.cache();
   const int wrap = 2 * reader.device().kv_layout().ring_slots;
@@ -443,7 +453,7 @@ TEST_P(CacheOnDevice, GoesBackAgainAndAgainAsTheTurnsOfAChatAreRetried) {
 }
 
 TEST_P(CacheOnDevice, MovesTheBytesOfASlotThereAndBack) {
-  const Model model = tiny_model(5);
+  const Model model = tiny_model(GetParam(), 5);
   ReaderOptions options;
   options.sequences = 2;
   Reader reader(GetParam(), model, options);

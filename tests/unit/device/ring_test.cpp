@@ -12,8 +12,8 @@ namespace gemma {
 namespace {
 
 // Only local layers, stacked: what one layer forgets, the next cannot repair.
-Model local_model(int window) {
-  Config config = small_config();
+Model local_model(const DeviceKind& kind, int window) {
+  Config config = small_config(kind.width_multiple);
   config.window = window;
   config.layers = {LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal};
   return random_model(config, 31);
@@ -37,7 +37,7 @@ GEMMA_ON_ALL_DEVICES(RingCache);
 // its own earlier rows still had to see, or did not fit the ring at all.
 TEST_P(RingCache, TakesAChunkLongerThanTheWindowAndThanTheWholeRing) {
   for (int window : {1, 2, 7, 64, 100}) {
-    const Model model = local_model(window);
+    const Model model = local_model(GetParam(), window);
     const int slots = ring_slots(window, 1024);
     const std::vector<int> tokens = text(model, 2 * slots + 9);
     const naive::Vectors expected = naive_logits(model, tokens);
@@ -47,7 +47,7 @@ TEST_P(RingCache, TakesAChunkLongerThanTheWindowAndThanTheWholeRing) {
       Reader reader(GetParam(), model, options);
       ASSERT_EQ(reader.device().kv_layout().ring_slots, slots);
       const Logits logits = reader.read(reader.cache().create(1024), tokens, chunk);
-      EXPECT_LT(largest_difference(logits, expected), GetParam().tolerance)
+      EXPECT_TRUE(is_close(GetParam(), logits, expected))
           << "window " << window << ", chunk " << chunk;
     }
   }
@@ -57,7 +57,7 @@ TEST_P(RingCache, TakesAChunkLongerThanTheWindowAndThanTheWholeRing) {
 // that the chunk's own keys had replaced, and rows whose whole tile was masked became NaN.
 TEST_P(RingCache, KeepsTheWindowOfTheFirstRowsOfAChunkThatContinuesAFullRing) {
   for (int window : {7, 64, 100}) {
-    const Model model = local_model(window);
+    const Model model = local_model(GetParam(), window);
     const int slots = ring_slots(window, 1024);
     const std::vector<int> tokens = text(model, 3 * slots + 1);
     const naive::Vectors expected = naive_logits(model, tokens);
@@ -68,7 +68,7 @@ TEST_P(RingCache, KeepsTheWindowOfTheFirstRowsOfAChunkThatContinuesAFullRing) {
       const KvCache::Id sequence = reader.cache().create(1024);
       Logits logits = reader.read(sequence, std::span(tokens).first(already_read), slots);
       append(logits, reader.read(sequence, std::span(tokens).subspan(already_read), window + slots / 2));
-      EXPECT_LT(largest_difference(logits, expected), GetParam().tolerance)
+      EXPECT_TRUE(is_close(GetParam(), logits, expected))
           << "window " << window << ", " << already_read << " first";
     }
   }
@@ -77,12 +77,12 @@ TEST_P(RingCache, KeepsTheWindowOfTheFirstRowsOfAChunkThatContinuesAFullRing) {
 // EricLBuehler/mistral.rs #2333: a ring that grows with the text was too small for a first prompt longer than itself.
 // Ours is as small as the longest text allows, and then has no slack at all.
 TEST_P(RingCache, HoldsAFirstPromptThatFillsARingCutDownToTheContext) {
-  const Model model = local_model(200);
+  const Model model = local_model(GetParam(), 200);
   for (int context : {1, 63, 64, 65, 150, 256, 300}) {
     const std::vector<int> tokens = text(model, context);
     const naive::Vectors expected = naive_logits(model, tokens);
     for (int chunk : {context, (context + 1) / 2}) {
-      EXPECT_LT(largest_difference(read_alone(GetParam(), model, tokens, chunk), expected), GetParam().tolerance)
+      EXPECT_TRUE(is_close(GetParam(), read_alone(GetParam(), model, tokens, chunk), expected))
           << "context " << context << ", chunk " << chunk;
     }
   }
@@ -90,21 +90,21 @@ TEST_P(RingCache, HoldsAFirstPromptThatFillsARingCutDownToTheContext) {
 
 TEST_P(RingCache, DecodesFarPastTheWindowAfterAChunkedPrompt) {
   for (int window : {1, 7, 65}) {
-    const Model model = local_model(window);
+    const Model model = local_model(GetParam(), window);
     const int prompt = ring_slots(window, 1024) + 17;
     const std::vector<int> tokens = text(model, 4 * ring_slots(window, 1024));
     Reader reader(GetParam(), model);
     const KvCache::Id sequence = reader.cache().create(1024);
     Logits logits = reader.read(sequence, std::span(tokens).first(prompt), 50);
     append(logits, reader.read(sequence, std::span(tokens).subspan(prompt), 1, RowKind::kGenerated));
-    EXPECT_LT(largest_difference(logits, naive_logits(model, tokens)), GetParam().tolerance) << "window " << window;
+    EXPECT_TRUE(is_close(GetParam(), logits, naive_logits(model, tokens))) << "window " << window;
   }
 }
 
 // JustVugg/colibri #830: a prefix was read again from a ring that had since wrapped, so its keys were those of later
 // positions.
 TEST_P(RingCache, ReusesAPrefixThatHasLeftTheRingOnlyThroughACheckpoint) {
-  const Model model = local_model(20);
+  const Model model = local_model(GetParam(), 20);
   const int slots = ring_slots(20, 1024);
   const std::vector<int> prefix = text(model, 90);
   const std::vector<int> first = random_tokens(2 * slots, model.config.vocab_size, 40);
@@ -136,7 +136,7 @@ TEST_P(RingCache, ReusesAPrefixThatHasLeftTheRingOnlyThroughACheckpoint) {
 }
 
 TEST_P(RingCache, ReusesAPrefixThroughAForkWhileTheOriginalWraps) {
-  const Model model = local_model(20);
+  const Model model = local_model(GetParam(), 20);
   const int slots = ring_slots(20, 1024);
   const std::vector<int> prefix = text(model, slots + 50);
   const std::vector<int> first = random_tokens(2 * slots, model.config.vocab_size, 42);
@@ -159,7 +159,7 @@ TEST_P(RingCache, ReusesAPrefixThroughAForkWhileTheOriginalWraps) {
 TEST_P(RingCache, GoesBackAFewTokensWithoutACheckpoint) {
   // Stop texts and cancellation are noticed a few tokens late; the slack of the ring is there for them.
   for (int window : {7, 64, 100}) {
-    const Model model = local_model(window);
+    const Model model = local_model(GetParam(), window);
     const int stop = 2 * ring_slots(window, 1024) + 3;
     const std::vector<int> tokens = text(model, stop + 20);
     Reader reader(GetParam(), model);
