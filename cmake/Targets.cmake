@@ -45,3 +45,18 @@ function(gemma_test target)
   include(GoogleTest)
   gtest_discover_tests(${target} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${arg_LABEL}" TIMEOUT 300)
 endfunction()
+
+# A GoogleTest program that needs a GPU: one CTest test, gpu.NAME, since starting CUDA takes longer than most of its
+# tests. Skipped where there is no GPU.
+#   gemma_gpu_test(sample_test SOURCES sample_test.cu ... LINK gemma_kernels ...)
+function(gemma_gpu_test target)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LINK")
+  add_executable(${target} ${arg_SOURCES} ${PROJECT_SOURCE_DIR}/tests/gpu/main.cpp)
+  gemma_target_options(${target})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_compile_definitions(${target} PRIVATE GEMMA_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_link_libraries(${target} PRIVATE ${arg_LINK} gemma_device GTest::gtest)
+  add_dependencies(${target} gemma-cuda)
+  add_test(NAME gpu.${target} COMMAND ${target})
+  set_tests_properties(gpu.${target} PROPERTIES LABELS gpu TIMEOUT 300 SKIP_RETURN_CODE 77)
+endfunction()

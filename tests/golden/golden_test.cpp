@@ -3,18 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "gemma/engine.h"
-#include "model/model_file.h"
-#include "model/safetensors.h"
+#include "golden/reference.h"
 #include "support/reader.h"
 
 namespace gemma {
@@ -23,38 +19,6 @@ namespace {
 // The contract. Two runs of transformers itself (CPU and GPU, both float32) differ by up to 1.05e-5.
 constexpr double kLogitTolerance = 1e-3;
 constexpr double kNllTolerance = 1e-5;  // relative
-
-const std::string kFolder = GEMMA_SOURCE_DIR "/tests/golden/";
-
-std::string contents(const std::string& name) {
-  std::ifstream file(kFolder + name, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + kFolder + name);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-const nlohmann::json& reference() {
-  static const nlohmann::json json = nlohmann::json::parse(contents("reference.json"));
-  return json;
-}
-
-// A tensor of reference.safetensors, flat.
-template <typename T>
-std::vector<T> tensor(const std::string& name) {
-  static const std::string file = contents("reference.safetensors");
-  static const SafetensorsHeader header =
-      SafetensorsHeader::parse(std::as_bytes(std::span(file)), file.size(), "reference.safetensors");
-  const TensorInfo* const info = header.find(name);
-  if (info == nullptr || bytes_of(info->type) != sizeof(T))
-    throw std::runtime_error("reference.safetensors has no such " + name);
-  std::vector<T> values(info->bytes / sizeof(T));
-  std::memcpy(values.data(), file.data() + info->offset, info->bytes);
-  return values;
-}
-
-const Model& demo_model() {
-  static const Model model = load_demo_model();
-  return model;
-}
 
 Logits rows_of(const std::vector<float>& flat) {
   const auto vocab = demo_model().config.vocab_size;
@@ -78,26 +42,10 @@ EngineOptions engine_options(int chunk = 512, int threads = 0) {
   return options;
 }
 
-struct Prompt {
-  int number = 0;
-  nlohmann::json expected;
-
-  std::string name() const { return expected["name"]; }
-  std::vector<int> tokens() const { return expected["ids"]; }
-};
-
-void PrintTo(const Prompt& prompt, std::ostream* out) { *out << prompt.name(); }
-
-std::vector<Prompt> prompts() {
-  std::vector<Prompt> all;
-  for (const nlohmann::json& expected : reference()["prompts"]) all.push_back({static_cast<int>(all.size()), expected});
-  return all;
-}
-
-class GoldenPrompt : public ::testing::TestWithParam<Prompt> {
+class GoldenPrompt : public ::testing::TestWithParam<ReferencePrompt> {
  protected:
-  const nlohmann::json& expected() const { return GetParam().expected; }
-  std::vector<int> tokens() const { return GetParam().tokens(); }
+  static const nlohmann::json& expected() { return GetParam().expected(); }
+  static const std::vector<int>& tokens() { return GetParam().tokens; }
 
   // The logits of every token, read in one chunk by a device with a float32 cache.
   Logits logits() const {
@@ -106,24 +54,25 @@ class GoldenPrompt : public ::testing::TestWithParam<Prompt> {
 
   void report(const std::string& what, double error) {
     RecordProperty(what, std::to_string(error));
-    std::cout << GetParam().name() << ": " << what << " " << error << '\n';
+    std::cout << GetParam().name << ": " << what << " " << error << '\n';
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Of, GoldenPrompt, ::testing::ValuesIn(prompts()),
-                         [](const auto& param_info) { return param_info.param.name(); });
+INSTANTIATE_TEST_SUITE_P(Of, GoldenPrompt, ::testing::ValuesIn(reference_prompts()),
+                         [](const auto& param_info) { return param_info.param.name; });
 
 TEST_P(GoldenPrompt, HasTheLogitsOfTransformers) {
   const Logits found = logits();
 
   const std::string number = (GetParam().number < 10 ? "0" : "") + std::to_string(GetParam().number);
-  const Logits last = rows_of(tensor<float>("last_" + number + "_" + GetParam().name()));
+  const Logits last = rows_of(reference_tensor<float>("last_" + number + "_" + GetParam().name));
   const double last_error = largest_difference({found.back()}, as_double(last));
   report("largest error of a logit at the last position", last_error);
   EXPECT_LT(last_error, kLogitTolerance);
 
-  if (GetParam().name() == "story_40_tokens" || GetParam().name() == "book_300_tokens") {
-    const double full_error = largest_difference(found, as_double(rows_of(tensor<float>("full_" + GetParam().name()))));
+  if (GetParam().name == "story_40_tokens" || GetParam().name == "book_300_tokens") {
+    const Logits full = rows_of(reference_tensor<float>("full_" + GetParam().name));
+    const double full_error = largest_difference(found, as_double(full));
     report("largest error of a logit at any position", full_error);
     EXPECT_LT(full_error, kLogitTolerance);
   }
@@ -160,35 +109,35 @@ TEST_P(GoldenPrompt, HasTheGreedyTokensOfTransformers) {
   request.options.temperature = 0;
   request.options.ignore_eos = true;
   const Result result = engine.generate(request);
-  EXPECT_EQ(result.tokens, expected()["greedy"].get<std::vector<int>>()) << result.text;
+  EXPECT_EQ(result.tokens, GetParam().greedy) << result.text;
   EXPECT_EQ(result.prompt_tokens, static_cast<int>(tokens().size()));
   EXPECT_EQ(result.finish_reason, FinishReason::kLength);
 }
 
-class GoldenText : public ::testing::TestWithParam<Prompt> {};
+class GoldenText : public ::testing::TestWithParam<ReferencePrompt> {};
 
 // The prompts that are known as text; the model wrote the others, and only their ids are certain.
-std::vector<Prompt> texts() {
-  std::vector<Prompt> all = prompts();
-  std::erase_if(all, [](const Prompt& prompt) { return prompt.expected["text"].is_null(); });
+std::vector<ReferencePrompt> texts() {
+  std::vector<ReferencePrompt> all = reference_prompts();
+  std::erase_if(all, [](const ReferencePrompt& prompt) { return prompt.expected()["text"].is_null(); });
   return all;
 }
 
 INSTANTIATE_TEST_SUITE_P(Of, GoldenText, ::testing::ValuesIn(texts()),
-                         [](const auto& param_info) { return param_info.param.name(); });
+                         [](const auto& param_info) { return param_info.param.name; });
 
 TEST_P(GoldenText, HasTheIdsOfTransformers) {
   const Tokenizer tokenizer(demo_model().tokenizer);
-  const bool is_chat = GetParam().name().starts_with("chat_");
-  std::vector<int> ids = tokenizer.encode(GetParam().expected["text"].get<std::string>(),
+  const bool is_chat = GetParam().name.starts_with("chat_");
+  std::vector<int> ids = tokenizer.encode(GetParam().expected()["text"].get<std::string>(),
                                           is_chat ? ControlTokens::kParse : ControlTokens::kAsText);
   ids.insert(ids.begin(), tokenizer.bos());
-  EXPECT_EQ(ids, GetParam().tokens());
+  EXPECT_EQ(ids, GetParam().tokens);
 }
 
 class GoldenScore : public ::testing::Test {
  protected:
-  static std::vector<int> evaluation_ids() { return tensor<int>("valid_ids"); }
+  static std::vector<int> evaluation_ids() { return reference_tensor<int>("valid_ids"); }
 };
 
 TEST_F(GoldenScore, IsOfIdsThatDecodeToTheEvaluationText) {
@@ -204,7 +153,7 @@ TEST_F(GoldenScore, IsOfIdsThatDecodeToTheEvaluationText) {
   for (const std::vector<int>& document : documents)
     decoded += (decoded.empty() ? "" : "\n\n") + tokenizer.decode(document);
   EXPECT_GT(decoded.size(), 70'000u);
-  EXPECT_EQ(decoded, contents("evaluation.txt").substr(0, decoded.size()));
+  EXPECT_EQ(decoded, reference_file("evaluation.txt").substr(0, decoded.size()));
 }
 
 TEST_F(GoldenScore, OfTheEvaluationTextIsThatOfTransformers) {

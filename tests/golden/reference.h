@@ -1,0 +1,41 @@
+#pragma once
+
+#include <iosfwd>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+
+/// What Hugging Face transformers computed for the demo model: the files of this folder.
+namespace gemma {
+
+/// The contents of a file of this folder.
+std::string reference_file(const std::string& name);
+
+/// reference.json
+const nlohmann::json& reference();
+
+/// A tensor of reference.safetensors, flat.
+template <typename T>
+std::vector<T> reference_tensor(const std::string& name);
+
+/// One of the prompts of reference.json.
+struct ReferencePrompt {
+  int number = 0;
+  std::string name;
+  std::vector<int> tokens;
+  std::vector<int> greedy;      ///< the 64 tokens that follow
+  std::vector<double> margins;  ///< by how much the logit of each of them was the largest
+
+  const nlohmann::json& expected() const;
+};
+
+const std::vector<ReferencePrompt>& reference_prompts();
+
+void PrintTo(const ReferencePrompt& prompt, std::ostream* out);
+
+/// The model that all of this is about.
+const Model& demo_model();
+
+}  // namespace gemma
