@@ -15,8 +15,8 @@ const std::vector<DeviceKind>& device_kinds() {
         {"CpuBf16Cache", KvType::kBf16, 1e-2, make_cpu_device},
     };
     if (has_cuda_device()) {
-      // Operands of matrix products are rounded to bf16. Doing that to the naive reference moves logits of up to 8 by up
-      // to 0.05 over the drawn shapes, 0.02 in the middle one.
+      // Operands of matrix products are rounded to bf16. Doing that to the naive reference moves logits of up to 8 by
+      // up to 0.05 over the drawn shapes, 0.02 in the middle one.
       const auto make = [](const Model& model, const CpuOptions& options) {
         return make_cuda_device(model, {.ordinal = 0, .max_rows = options.max_rows, .kv = options.kv});
       };

@@ -129,8 +129,7 @@ TEST_P(DeviceForward, CrossesEveryMultipleOfTheWindow) {
     const Model model = random_model(config, 3);
     const std::vector<int> tokens = random_tokens(3 * std::max(window, 50) + 2, config.vocab_size, 4);
     const Logits logits = read_alone(GetParam(), model, tokens, 1);
-    EXPECT_TRUE(is_close(GetParam(), logits, naive_answer(GetParam(), model, tokens).logits))
-        << "window " << window;
+    EXPECT_TRUE(is_close(GetParam(), logits, naive_answer(GetParam(), model, tokens).logits)) << "window " << window;
   }
 }
 
@@ -224,8 +223,7 @@ TEST_P(DeviceForward, ReadsAPromptAndGeneratedRowsOfManySequencesInOneStep) {
     for (std::size_t p = 0; p < passages.size(); ++p) append(logits[passages[p].sequence], answers[p]);
   }
   for (int i = 0; i < options.sequences; ++i) {
-    EXPECT_TRUE(is_close(GetParam(), logits[i], naive_answer(GetParam(), model, texts[i]).logits))
-        << "sequence " << i;
+    EXPECT_TRUE(is_close(GetParam(), logits[i], naive_answer(GetParam(), model, texts[i]).logits)) << "sequence " << i;
   }
 }
 

@@ -21,8 +21,8 @@ class Mistakes : public DeviceTest {
     return config;
   }
 
-  // How far the device is from a naive forward pass of a changed model or with a departure from Gemma 2: what is typical
-  // over all logits, since rounding alone moves the odd one far with scores as sharp as these.
+  // How far the device is from a naive forward pass of a changed model or with a departure from Gemma 2: the typical
+  // distance of a logit, since with scores as sharp as these rounding alone moves the odd one far.
   double difference(const std::function<void(Config&)>& change, naive::Departures departures = {}) const {
     departures.cache = GetParam().cache;
     Model changed = model_;

@@ -47,8 +47,7 @@ TEST_P(RingCache, TakesAChunkLongerThanTheWindowAndThanTheWholeRing) {
       Reader reader(GetParam(), model, options);
       ASSERT_EQ(reader.device().kv_layout().ring_slots, slots);
       const Logits logits = reader.read(reader.cache().create(1024), tokens, chunk);
-      EXPECT_TRUE(is_close(GetParam(), logits, expected))
-          << "window " << window << ", chunk " << chunk;
+      EXPECT_TRUE(is_close(GetParam(), logits, expected)) << "window " << window << ", chunk " << chunk;
     }
   }
 }
@@ -68,8 +67,7 @@ TEST_P(RingCache, KeepsTheWindowOfTheFirstRowsOfAChunkThatContinuesAFullRing) {
       const KvCache::Id sequence = reader.cache().create(1024);
       Logits logits = reader.read(sequence, std::span(tokens).first(already_read), slots);
       append(logits, reader.read(sequence, std::span(tokens).subspan(already_read), window + slots / 2));
-      EXPECT_TRUE(is_close(GetParam(), logits, expected))
-          << "window " << window << ", " << already_read << " first";
+      EXPECT_TRUE(is_close(GetParam(), logits, expected)) << "window " << window << ", " << already_read << " first";
     }
   }
 }
