@@ -109,21 +109,38 @@ __device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared&
   return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
 }
 
-/// Attention's work: for each row and KV head the blocks of keys that the row sees, dealt out to the blocks of the grid in
-/// turn. Calls work(row, kv_head, range, block) for those of this thread block.
+/// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on without
+/// talking to others.
+struct BlockRun {
+  int row, kv_head;
+  KeyRange range;
+  int first, count;  // blocks of 64 positions
+
+  __device__ int group() const { return (first - range.first_block()) / kBlocksInGroup; }
+  __device__ int groups() const { return (range.blocks() + kBlocksInGroup - 1) / kBlocksInGroup; }
+  __device__ int blocks_in_group() const { return min(kBlocksInGroup, range.blocks() - group() * kBlocksInGroup); }
+};
+
+/// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each block of
+/// the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
 template <class Work>
-__device__ void for_each_block_of_keys(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows, Dealer& dealer,
-                                       const Work& work) {
+__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows, const Work& work) {
   int total = 0;
   for (int row = 0; row < rows; ++row) total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-  const int grid = static_cast<int>(gridDim.x);
-  int item = dealer.deal(total);
+  // Shares begin behind one another at the blocks of the grid that come last in the products, too.
+  const long long share = static_cast<long long>(gridDim.x) - 1 - blockIdx.x;
+  int item = static_cast<int>(total * share / gridDim.x);
+  const int end = static_cast<int>(total * (share + 1) / gridDim.x);
   int before = 0;
-  for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < rows && item < end; ++row) {
     const KeyRange range = visible_keys(model, layer, shared.position[row]);
     const int blocks = range.blocks();
-    for (; item < before + blocks * model.kv_heads; item += grid) {
-      work(row, (item - before) / blocks, range, range.first_block() + (item - before) % blocks);
+    while (item < min(end, before + blocks * model.kv_heads)) {
+      const int index = (item - before) % blocks;
+      const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
+      const int count = min(until - index, end - item);
+      work(BlockRun{row, (item - before) / blocks, range, range.first_block() + index, count});
+      item += count;
     }
     before += blocks * model.kv_heads;
   }
@@ -138,14 +155,16 @@ __device__ void stream_matrix(Producer& producer, Dealer& dealer, const Streamed
 }
 
 __device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
-                                       Producer& producer, Dealer& dealer) {
+                                       Producer& producer) {
   const int part_elements = kKeysInPart * model.head_dim;
-  for_each_block_of_keys(model, shared, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
-    const __nv_bfloat16* keys = block_in_cache(model, shared, layer, row, kv_head, block, false);
-    const __nv_bfloat16* values = block_in_cache(model, shared, layer, row, kv_head, block, true);
-    const int first = range.first_part(block);
-    for (int part = first; part < first + range.parts(block); ++part) {
-      producer.copy_pair(keys + part * part_elements, values + part * part_elements, part_elements);
+  for_each_run(model, shared, layer, rows, [&](const BlockRun& run) {
+    for (int block = run.first; block < run.first + run.count; ++block) {
+      const __nv_bfloat16* keys = block_in_cache(model, shared, layer, run.row, run.kv_head, block, false);
+      const __nv_bfloat16* values = block_in_cache(model, shared, layer, run.row, run.kv_head, block, true);
+      const int first = run.range.first_part(block);
+      for (int part = first; part < first + run.range.parts(block); ++part) {
+        producer.copy_pair(keys + part * part_elements, values + part * part_elements, part_elements);
+      }
     }
   });
 }
@@ -156,7 +175,7 @@ __device__ void produce(const DecodeModel& model, const Shared& shared, int rows
   for (int i = 0; i < model.layers; ++i) {
     const DecodeLayer& layer = model.layer[i];
     stream_matrix(producer, dealer, layer.qkv);
-    stream_keys_and_values(model, shared, layer, rows, producer, dealer);
+    stream_keys_and_values(model, shared, layer, rows, producer);
     stream_matrix(producer, dealer, layer.attention_out);
     stream_matrix(producer, dealer, layer.gate_up);
     stream_matrix(producer, dealer, layer.down);
@@ -480,6 +499,30 @@ __device__ float sum_over_lanes(float (&values)[16]) {
   return values[0] + __shfl_xor_sync(~0u, values[0], 1);
 }
 
+/// A lane's elements of a head in bf16, as wide a load as they allow. `from` is aligned to their size.
+template <int kLaneDims>
+__device__ void load_dims(const __nv_bfloat16* from, float (&out)[kLaneDims]) {
+  std::uint32_t words[kLaneDims / 2];
+  if constexpr (kLaneDims == 8) {
+    *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(from);
+  } else if constexpr (kLaneDims == 4) {
+    *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
+  } else {
+    words[0] = *reinterpret_cast<const std::uint32_t*>(from);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneDims / 2; ++i) {
+    out[2 * i] = low_half(words[i]);
+    out[2 * i + 1] = high_half(words[i]);
+  }
+}
+
+template <int kLaneDims>
+__device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i += 2) *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
+}
+
 /// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
 template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
 __device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece, const KeyRange& range,
@@ -491,21 +534,27 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
   const bool has_dims = first_dim < head_dim;
   const int newest = range.last - first_key;  // index of the row's own key, if it is in this part
 
+  float query[kHeadsAtOnce][kLaneDims] = {};
+  if (has_dims) {
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) load_dims(scratch.query[h] + first_dim, query[h]);
+  }
   shared.stream.wait_until_full(piece);
   const __nv_bfloat16* keys = shared.stream.stage(piece) + first_dim;
   const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
 
-  float scores[16] = {};
+  float scores[16];
 #pragma unroll
   for (int k = 0; k < kKeysInPart; ++k) {
+    float key[kLaneDims] = {};
+    if (has_dims) load_dims(keys + k * head_dim, key);
+    if (has_dims && k == newest) load_dims(scratch.new_key + first_dim, key);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      if (!has_dims) continue;
-      const float key = k == newest ? scratch.new_key[first_dim + i] : __bfloat162float(keys[k * head_dim + i]);
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      float sum = 0;
 #pragma unroll
-      for (int h = 0; h < kHeadsAtOnce; ++h) {
-        scores[h * kKeysInPart + k] = fmaf(scratch.query[h][first_dim + i], key, scores[h * kKeysInPart + k]);
-      }
+      for (int i = 0; i < kLaneDims; ++i) sum = fmaf(query[h][i], key[i], sum);
+      scores[h * kKeysInPart + k] = sum;
     }
   }
   // From here on a lane has the score of head lane / 16 and key lane / 2 % 8; at least one key of a part is seen.
@@ -514,9 +563,11 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
   const float sum = sum_over_lanes(scores);
   const float score = is_seen ? soft_cap(sum, model.attention_softcap) : kMaskedScore;
   float largest = score;
+#pragma unroll
   for (int offset = 2; offset < 16; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
   const float weight = is_seen ? expf(score - largest) : 0.0f;
   float weights = weight;
+#pragma unroll
   for (int offset = 2; offset < 16; offset *= 2) weights += __shfl_xor_sync(~0u, weights, offset);
 
   float out[kHeadsAtOnce][kLaneDims] = {};
@@ -527,12 +578,13 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, weight, 16 * h + 2 * k);
     // A slot that the row does not see may hold anything, not-a-number included.
-    if (!is_key_seen || !has_dims) continue;
+    float value[kLaneDims] = {};
+    if (has_dims && is_key_seen) load_dims(values + k * head_dim, value);
+    if (has_dims && k == newest) load_dims(scratch.new_value + first_dim, value);
 #pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      const float value = k == newest ? scratch.new_value[first_dim + i] : __bfloat162float(values[k * head_dim + i]);
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
 #pragma unroll
-      for (int h = 0; h < kHeadsAtOnce; ++h) out[h][i] = fmaf(head_weight[h], value, out[h][i]);
+      for (int i = 0; i < kLaneDims; ++i) out[h][i] = fmaf(head_weight[h], value[i], out[h][i]);
     }
   }
 #pragma unroll
@@ -540,32 +592,37 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
     if (h >= heads) continue;
     if (has_dims) {
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) scratch.out[part][h][first_dim + i] = out[h][i];
+      for (int i = 0; i < kLaneDims; i += 2) {
+        *reinterpret_cast<float2*>(scratch.out[part][h] + first_dim + i) = make_float2(out[h][i], out[h][i + 1]);
+      }
     }
     if (lane == 16 * h) scratch.sums[part][h] = {largest, weights};
   }
 }
 
-/// All consumers: the queries of a block's heads, rotated and scaled; and in the block of the row's own position its key and
-/// value, which go into the cache, too. What the products have left is read once, by all threads together.
-__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, AttentionScratch& scratch, int row,
-                                  int kv_head, const KeyRange& range, int block, int first_head, int heads) {
+/// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run, its key
+/// and value, which go into the cache, too. What the product has left is read once, by all threads together.
+__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, AttentionScratch& scratch,
+                                  const BlockRun& run, int first_head, int heads) {
   const int head_dim = model.head_dim;
-  const int position = range.last;
-  const float* qkv = model.qkv + static_cast<std::size_t>(row) * (model.heads + 2 * model.kv_heads) * head_dim;
+  const int position = run.range.last;
+  const int own_block = position / kBlockKeys;
+  const bool has_own = own_block < run.first + run.count;
+  const float* qkv = model.qkv + static_cast<std::size_t>(run.row) * (model.heads + 2 * model.kv_heads) * head_dim;
   const float2* rope = model.rope + static_cast<std::size_t>(position) * (head_dim / 2);
   for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
+#pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
       scratch.query[h][dim] = h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
     }
-    if (block != position / kBlockKeys) continue;
-    const __nv_bfloat16 key = __float2bfloat16_rn(rotated(qkv + (model.heads + kv_head) * head_dim, dim, head_dim, rope));
-    const __nv_bfloat16 value = __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + kv_head) * head_dim + dim));
+    if (!has_own) continue;
+    const __nv_bfloat16 key = __float2bfloat16_rn(rotated(qkv + (model.heads + run.kv_head) * head_dim, dim, head_dim, rope));
+    const __nv_bfloat16 value = __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + run.kv_head) * head_dim + dim));
     scratch.new_key[dim] = __bfloat162float(key);
     scratch.new_value[dim] = __bfloat162float(value);
     const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
-    block_in_cache(model, shared, layer, row, kv_head, block, false)[offset] = key;
-    block_in_cache(model, shared, layer, row, kv_head, block, true)[offset] = value;
+    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, false)[offset] = key;
+    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, true)[offset] = value;
   }
 }
 
@@ -605,12 +662,13 @@ __device__ void combine(int count, int heads, int head_dim, const PartialOut& pa
   }
 }
 
-/// Whether this thread block is the last of `expected` to come here. What the others wrote before can then be read.
-__device__ bool is_last_to_arrive(const Shared& shared, unsigned* arrivals, int expected) {
+/// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other thread
+/// blocks wrote before they reported can then be read.
+__device__ bool report_done(const Shared& shared, unsigned* arrivals, int done, int all) {
   consumer_barrier();
   if (threadIdx.x == 0) {
     __threadfence();
-    *shared.is_last = fetch_add_acquire_release(arrivals, 1) + 1 == static_cast<unsigned>(expected);
+    *shared.is_last = fetch_add_acquire_release(arrivals, static_cast<unsigned>(done)) + done == static_cast<unsigned>(all);
     if (*shared.is_last) *arrivals = 0;  // for the next layer
     __threadfence();
   }
@@ -618,37 +676,36 @@ __device__ bool is_last_to_arrive(const Shared& shared, unsigned* arrivals, int 
   return *shared.is_last != 0;
 }
 
-/// After a block's partial result is written: combines what is complete.
-__device__ void combine_blocks(const DecodeModel& model, const Shared& shared, int row, int kv_head, const KeyRange& range, int block) {
+/// After a run's partial results are written: combines what is complete with it, its group and then all groups.
+__device__ void combine_blocks(const DecodeModel& model, const Shared& shared, const BlockRun& run) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
-  const int first_head = row * model.heads + kv_head * group_heads;
+  const int first_head = run.row * model.heads + run.kv_head * group_heads;
   const int groups_wide = (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup;
-  const int group = (block - range.first_block()) / kBlocksInGroup;
-  const int groups = (range.blocks() + kBlocksInGroup - 1) / kBlocksInGroup;
-  const int blocks = min(kBlocksInGroup, range.blocks() - group * kBlocksInGroup);
-  unsigned* arrivals = model.block_arrivals + static_cast<std::size_t>(row * model.kv_heads + kv_head) * (groups_wide + 1);
+  const int group = run.group();
+  const int groups = run.groups();
+  unsigned* arrivals = model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
 
   const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
-    const int element = (kv_head * group_heads + head) * head_dim + dim;
-    model.attended[static_cast<std::size_t>(row) * model.heads * head_dim + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
+    const int element = (run.kv_head * group_heads + head) * head_dim + dim;
+    model.attended[static_cast<std::size_t>(run.row) * model.heads * head_dim + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
   };
-  if (!is_last_to_arrive(shared, arrivals + group, blocks)) return;
+  if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
   const auto block_at = [&](int head, int part) {
     return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
   };
   const auto block_out = [&](int head, int part, int dim) { return __ldcg(model.partials + block_at(head, part) * head_dim + dim); };
   const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
   if (groups == 1) {
-    combine(blocks, group_heads, head_dim, block_out, block_sums, finish);
+    combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
     return;
   }
   const auto group_at = [&](int head, int part) { return static_cast<std::size_t>(first_head + head) * groups_wide + part; };
-  combine(blocks, group_heads, head_dim, block_out, block_sums, [&](int head, int dim, float value, const Softmax& softmax) {
+  combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, [&](int head, int dim, float value, const Softmax& softmax) {
     __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
     if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
   });
-  if (!is_last_to_arrive(shared, arrivals + groups_wide, groups)) return;
+  if (!report_done(shared, arrivals + groups_wide, 1, groups)) return;
   combine(
       groups, group_heads, head_dim,
       [&](int head, int part, int dim) { return __ldcg(model.group_partials + group_at(head, part) * head_dim + dim); },
@@ -656,34 +713,41 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, i
 }
 
 template <int kLaneDims>
-__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows, int& next_piece, Dealer& dealer) {
+__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows, int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
 
-  for_each_block_of_keys(model, shared, layer, rows, dealer, [&](int row, int kv_head, const KeyRange& range, int block) {
-    const int parts = range.parts(block);
-    const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
-    const int first_key = block * kBlockKeys + (range.first_part(block) + part) * kKeysInPart;
-    for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
-      const int heads = min(kHeadsAtOnce, group_heads - first);
-      const int first_head = kv_head * group_heads + first;
-      prepare_attention(model, shared, layer, scratch, row, kv_head, range, block, first_head, heads);
-      consumer_barrier();
-      if (part < parts) attend_part<kLaneDims>(model, shared, scratch, next_piece + part, range, first_key, heads, part);
-      consumer_barrier();
-      combine(
-          parts, heads, head_dim, [&](int head, int p, int dim) { return scratch.out[p][head][dim]; },
-          [&](int head, int p) { return scratch.sums[p][head]; },
-          [&](int head, int dim, float value, const Softmax& softmax) {
-            const std::size_t at = static_cast<std::size_t>(row * model.heads + first_head + head) * model.max_blocks + block - range.first_block();
-            __stcg(model.partials + at * head_dim + dim, value);
-            if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
-          });
+  for_each_run(model, shared, layer, rows, [&](const BlockRun& run) {
+    for (int block = run.first; block < run.first + run.count; ++block) {
+      const int parts = run.range.parts(block);
+      const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
+      const int first_key = block * kBlockKeys + (run.range.first_part(block) + part) * kKeysInPart;
+      for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
+        const int heads = min(kHeadsAtOnce, group_heads - first);
+        const int first_head = run.kv_head * group_heads + first;
+        // With no more heads than are worked on at once, the queries serve the whole run.
+        if (block == run.first || group_heads > kHeadsAtOnce) prepare_attention(model, shared, layer, scratch, run, first_head, heads);
+        consumer_barrier();
+        if (part < parts) {
+          attend_part<kLaneDims>(model, shared, scratch, next_piece + part, run.range, first_key, heads, part);
+          if (first + kHeadsAtOnce >= group_heads) shared.stream.release(next_piece + part);
+        }
+        consumer_barrier();
+        combine(
+            parts, heads, head_dim, [&](int head, int p, int dim) { return scratch.out[p][head][dim]; },
+            [&](int head, int p) { return scratch.sums[p][head]; },
+            [&](int head, int dim, float value, const Softmax& softmax) {
+              const std::size_t at =
+                  static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block - run.range.first_block();
+              __stcg(model.partials + at * head_dim + dim, value);
+              if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+            });
+      }
+      next_piece += parts;
     }
-    if (part < parts) shared.stream.release(next_piece + part);
-    next_piece += parts;
-    combine_blocks(model, shared, row, kv_head, range, block);
+    combine_blocks(model, shared, run);
+    consumer_barrier();  // before the next run's queries take the place of this one's
   });
 }
 
@@ -735,11 +799,11 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
     grid.wait();
 
     if (model.head_dim > 128) {
-      attend<8>(model, layer, shared, rows, next_piece, dealer);
+      attend<8>(model, layer, shared, rows, next_piece);
     } else if (model.head_dim > 64) {
-      attend<4>(model, layer, shared, rows, next_piece, dealer);
+      attend<4>(model, layer, shared, rows, next_piece);
     } else {
-      attend<2>(model, layer, shared, rows, next_piece, dealer);
+      attend<2>(model, layer, shared, rows, next_piece);
     }
     grid.wait();
 
