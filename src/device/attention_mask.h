@@ -14,7 +14,9 @@ inline constexpr int kNoWindow = 0x7fffffff;
 constexpr bool is_visible(int query, int key, int window) { return key <= query && query - key < window; }
 
 /// The mask as it is added to a score: 0 where the key is visible, kMaskedScore elsewhere.
-constexpr float attention_mask(int query, int key, int window) { return is_visible(query, key, window) ? 0.0f : kMaskedScore; }
+constexpr float attention_mask(int query, int key, int window) {
+  return is_visible(query, key, window) ? 0.0f : kMaskedScore;
+}
 
 /// The first position that the query at `query` sees.
 constexpr int first_visible(int query, int window) { return query < window ? 0 : query - window + 1; }

@@ -43,7 +43,8 @@ Sampling resolve_sampling(const GenerationOptions& options, const GenerationDefa
   require_option(sampling.top_k >= 0, "top-k must be at least 0");
   require_option(sampling.top_p > 0 && sampling.top_p <= 1, "top-p must be above 0 and at most 1");
   require_option(sampling.min_p >= 0 && sampling.min_p <= 1, "min-p must be between 0 and 1");
-  require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty), "repeat penalty must be above 0");
+  require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty),
+                 "repeat penalty must be above 0");
   require_option(options.max_tokens >= 0, "max tokens must be at least 0");
   require_option(options.logprobs >= 0, "logprobs must be at least 0");
   for (const std::string& text : options.stop) require_option(!text.empty(), "a stop text must not be empty");
@@ -105,7 +106,8 @@ struct Engine::State {
 Engine::State::State(const EngineOptions& options) {
   const Stopwatch watch;
   if (options.chunk < 1) throw Error("the chunk must be at least 1 row");
-  if (options.context < 0 || options.context > 1 << 24) throw Error("the context must be between 1 and 16777216 positions");
+  if (options.context < 0 || options.context > 1 << 24)
+    throw Error("the context must be between 1 and 16777216 positions");
   if (options.window < 0) throw Error("the window must be at least 1");
   if (options.threads < 0) throw Error("the number of threads must be at least 1");
 
@@ -144,8 +146,7 @@ Engine::State::State(const EngineOptions& options) {
 std::vector<int> Engine::State::prompt_ids(const Request& request) const {
   std::vector<int> ids = request.tokens;
   if (ids.empty()) {
-    const ControlTokens control =
-        request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
+    const ControlTokens control = request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
     if (request.options.chat.value_or(model.defaults.is_chat)) {
       const ChatMessage message{.role = "user", .content = request.prompt};
       ids = chat_prompt(*tokenizer, {&message, 1}, control);
@@ -163,7 +164,8 @@ std::vector<int> Engine::State::prompt_ids(const Request& request) const {
 }
 
 void Engine::State::check_ids(std::span<const int> ids) const {
-  const auto bad = std::find_if(ids.begin(), ids.end(), [&](int id) { return id < 0 || id >= model.config.vocab_size; });
+  const auto bad =
+      std::find_if(ids.begin(), ids.end(), [&](int id) { return id < 0 || id >= model.config.vocab_size; });
   if (bad != ids.end()) {
     throw Error("token id " + std::to_string(*bad) + " is not in the vocabulary, which has ids 0 to " +
                 std::to_string(model.config.vocab_size - 1));
@@ -299,7 +301,8 @@ Score Engine::score(std::string_view text, ControlTokens control, const Progress
   for (std::size_t first = 0; first == 0 || first < ids.size(); first += share) {
     windows.push_back(tokens.bos());
     const std::size_t end = std::min(first + share, ids.size());
-    windows.insert(windows.end(), ids.begin() + static_cast<std::ptrdiff_t>(first), ids.begin() + static_cast<std::ptrdiff_t>(end));
+    windows.insert(windows.end(), ids.begin() + static_cast<std::ptrdiff_t>(first),
+                   ids.begin() + static_cast<std::ptrdiff_t>(end));
   }
   return score(windows, on_progress);
 }

@@ -80,14 +80,16 @@ class Runner {
   KvCache::Id id_ = 0;
 };
 
-/// Bytes that one decoded token must read: all weights but the embedding (one row of it is free), the head, and the cache
-/// that its queries see.
+/// Bytes that one decoded token must read: all weights but the embedding (one row of it is free), the head, and the
+/// cache that its queries see.
 std::uint64_t decode_bytes(const Model& model, int window, int context, KvType type) {
   std::uint64_t bytes = model.weights.bytes();
   if (!model.config.is_embedding_tied) bytes -= model.weights.embed.bytes();
   const std::uint64_t position = 2 * bytes_of(type) * static_cast<std::uint64_t>(model.config.kv_size());
-  bytes += position * static_cast<std::uint64_t>(model.config.local_layer_count()) * static_cast<std::uint64_t>(std::min(window, context));
-  bytes += position * static_cast<std::uint64_t>(model.config.global_layer_count()) * static_cast<std::uint64_t>(context);
+  bytes += position * static_cast<std::uint64_t>(model.config.local_layer_count()) *
+           static_cast<std::uint64_t>(std::min(window, context));
+  bytes +=
+      position * static_cast<std::uint64_t>(model.config.global_layer_count()) * static_cast<std::uint64_t>(context);
   return bytes;
 }
 
@@ -98,7 +100,8 @@ double prompt_flop(const Config& config, int window, int tokens) {
     seen_local += std::min(position + 1, window);
     seen_global += position + 1;
   }
-  const double attention = 4.0 * config.query_size() * (seen_local * config.local_layer_count() + seen_global * config.global_layer_count());
+  const double attention =
+      4.0 * config.query_size() * (seen_local * config.local_layer_count() + seen_global * config.global_layer_count());
   return 2.0 * static_cast<double>(config.other_parameters()) * tokens + attention;
 }
 
@@ -156,7 +159,8 @@ int run(const Options& options) {
                       {"floor_ms", floor * 1e3},
                       {"share_of_floor", floor / step.median}};
     if (!prompt_seconds.empty()) {
-      json["prompt"] = {{"tokens", options.prompt}, {"chunk", chunk},
+      json["prompt"] = {{"tokens", options.prompt},
+                        {"chunk", chunk},
                         {"tokens_per_s", options.prompt / prompt.median},
                         {"s", prompt.median},
                         {"fastest_s", prompt.fastest},
@@ -170,9 +174,11 @@ int run(const Options& options) {
   std::printf("device   %s, reads %.1f GB/s\n", device->description().c_str(), bandwidth / 1e9);
   std::printf("model    %s, %s, %.2f GB of weights\n", model.name.c_str(), options.type.c_str(),
               static_cast<double>(model.weights.bytes()) / 1e9);
-  std::printf("decode   %8.2f tokens/s at context %d: %.2f ms a token (%.2f to %.2f), %.1f%% of the floor (%.2f ms for %.2f GB)\n",
-              1 / step.median, context, step.median * 1e3, step.fastest * 1e3, step.slowest * 1e3, 100 * floor / step.median,
-              floor * 1e3, static_cast<double>(bytes) / 1e9);
+  std::printf(
+      "decode   %8.2f tokens/s at context %d: %.2f ms a token (%.2f to %.2f), %.1f%% of the floor (%.2f ms for %.2f "
+      "GB)\n",
+      1 / step.median, context, step.median * 1e3, step.fastest * 1e3, step.slowest * 1e3, 100 * floor / step.median,
+      floor * 1e3, static_cast<double>(bytes) / 1e9);
   if (!prompt_seconds.empty()) {
     std::printf("prompt   %8.2f tokens/s for %d tokens in chunks of %d: %.3f s (%.3f to %.3f), %.0f GFLOP/s\n",
                 options.prompt / prompt.median, options.prompt, chunk, prompt.median, prompt.fastest, prompt.slowest,
@@ -191,13 +197,25 @@ int main(int argc, char** argv) {
   app.add_option("--shape", options.shape, "random weights of this shape, made in memory: 2b, 9b or 27b")
       ->check(CLI::IsMember({"2b", "9b", "27b"}))
       ->excludes(model);
-  app.add_option("--type", options.type, "type of the random weights")->check(CLI::IsMember({"bf16"}))->capture_default_str();
+  app.add_option("--type", options.type, "type of the random weights")
+      ->check(CLI::IsMember({"bf16"}))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "CPU threads (default: one for each core)")->check(CLI::Range(1, 1024));
-  app.add_option("--context", options.context, "positions in the cache while decoding")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_option("--prompt", options.prompt, "tokens of the prompt; 0: no prompt is measured")->check(CLI::Range(0, 1 << 20))->capture_default_str();
-  app.add_option("-n,--tokens", options.tokens, "tokens to decode")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_option("--chunk", options.chunk, "rows of a prompt read at once")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_option("--repeats", options.repeats, "how often a prompt is measured")->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_option("--context", options.context, "positions in the cache while decoding")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--prompt", options.prompt, "tokens of the prompt; 0: no prompt is measured")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("-n,--tokens", options.tokens, "tokens to decode")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--chunk", options.chunk, "rows of a prompt read at once")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--repeats", options.repeats, "how often a prompt is measured")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   app.add_flag("--json", options.is_json, "print one JSON document");
   try {
     app.parse(argc, argv);
