@@ -310,8 +310,7 @@ void CpuDevice::merge_parts(const AttentionTask& task) {
     AttentionSums sums{0, 0, out};
     clear_sums(sums, config_.head_dim);
     for (int span = task.first_span; span <= task.last_span; ++span) {
-      merge_sums(sums, parts_[static_cast<std::size_t>(task.first_part + (span - task.first_span) * count + i)],
-                 config_.head_dim);
+      merge_sums(sums, parts_[task.first_part + (span - task.first_span) * count + i], config_.head_dim);
     }
     finish_sums(sums, config_.head_dim, out);
   }
@@ -357,7 +356,7 @@ void CpuDevice::mlp(const Batch& batch, int layer) {
 void CpuDevice::logits(const Batch& batch, int first, int count) {
   assert(count <= max_logit_rows_);
   pool_.run(count, [&](int i, int) {
-    const OutputRow& output = batch.outputs[static_cast<std::size_t>(first + i)];
+    const OutputRow& output = batch.outputs[first + i];
     normalise(x_.row(output.row), model_.weights.final_norm, normed_.row(i));
   });
   const Matrix& head = model_.weights.head;
@@ -373,7 +372,7 @@ void CpuDevice::logits(const Batch& batch, int first, int count) {
 
 void CpuDevice::sample(const Batch& batch, int first, int count, std::span<Output> answers) {
   pool_.run(count, [&](int i, int) {
-    const OutputRow& output = batch.outputs[static_cast<std::size_t>(first + i)];
+    const OutputRow& output = batch.outputs[first + i];
     const std::span<float> logits(logits_.row(i), static_cast<std::size_t>(config_.vocab_size));
     answers[static_cast<std::size_t>(i)] =
         answer(output, logits, batch.rows[static_cast<std::size_t>(output.row)].position);

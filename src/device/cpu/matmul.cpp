@@ -1,3 +1,9 @@
+// Matrix products of float32 rows with bf16 weights.
+//
+// One row must read all weights once and is as fast as memory; many rows share the weights that are in registers and
+// caches and are as fast as the multipliers. Measured on one core of a Zen 5 server (229 GFLOP/s of float32, 37 GB/s):
+// [512, 2304] x [2304, 18432] at 188 GFLOP/s, one row of it at 29 GB/s; both cores together read weights at 60 GB/s,
+// which is all that this machine has.
 #include "device/cpu/matmul.h"
 
 #include <algorithm>
