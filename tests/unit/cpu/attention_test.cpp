@@ -19,7 +19,7 @@ GEMMA_ON_EVERY_TARGET(AttentionKernel);
 /// Random keys and values of one span in the cache's layout, and queries in its last positions.
 class Span {
  public:
-  Span(int head_dim, int queries, KvType type) : head_dim_(head_dim), type_(type) {
+  Span(int head_dim, int queries, KvType type) : head_dim_(head_dim) {
     std::mt19937 random(static_cast<unsigned>(head_dim + queries));
     std::normal_distribution<float> normal;
     const auto fill = [&](std::vector<float>& x, int count) {
@@ -69,7 +69,6 @@ class Span {
 
  private:
   int head_dim_;
-  KvType type_;
   std::vector<float> keys_;    // [blocks, head_dim, kPagePositions]
   std::vector<float> values_;  // [kSpanPositions, head_dim]
   std::vector<float> q_;
