@@ -7,7 +7,9 @@
 //
 // Arithmetic is the same for one row and for many. A matrix product sums, for each row and output, over pieces of 512
 // columns in ascending order; within a piece the tensor cores run over 16 columns at a time, even and odd ones into
-// accumulators of their own. Weights are the 8-column operand, tokens the rows of the other one. Attention goes over blocks
+// accumulators of their own. Weights are the 8-column operand, tokens the rows of the other one: eight, and in its other eight
+// rows what rounding the tokens' activations to bf16 left over, so that products are as good as with float32 activations at
+// no cost. Attention goes over blocks
 // of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in groups of 16 by
 // whichever thread block finishes last, and then the groups.
 //
@@ -43,13 +45,27 @@ __device__ int operand_order(int column) {
   return (column & ~31) | (((column >> 1) & 3) << 3) | (((column >> 3) & 3) << 1) | (column & 1);
 }
 
+/// Writes two neighbouring elements of a product's input, and what rounding them to bf16 leaves over `left_over` elements on.
+__device__ void store_split(__nv_bfloat16* to, std::size_t left_over, float first, float second) {
+  const std::uint32_t rounded = pack_bf16(first, second);
+  *reinterpret_cast<std::uint32_t*>(to) = rounded;
+  *reinterpret_cast<std::uint32_t*>(to + left_over) = pack_bf16(first - low_half(rounded), second - high_half(rounded));
+}
+
+__device__ void store_split(__nv_bfloat16* to, std::size_t left_over, float value) {
+  const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
+  *to = rounded;
+  to[left_over] = __float2bfloat16_rn(value - __bfloat162float(rounded));
+}
+
 /// Distance of rows of a product's input in shared memory, such that two rows fall into different halves of the banks.
 __host__ __device__ int operand_pitch(int columns) { return columns + ((columns * 2) % 128 == 0 ? 32 : 0); }
 
 /// What a thread block has in shared memory.
 struct Shared {
   Stream stream;
-  __nv_bfloat16* operand;  // [rows, operand_pitch(hidden)]: the normalised residual
+  __nv_bfloat16* operand;  // [2, rows, operand_pitch(hidden)]: the normalised residual, and what rounding left over
+  int operand_rows;
   float* scratch;          // kScratchBytes
   float* sums;             // [kConsumerWarps]
   int* is_last;
@@ -335,14 +351,15 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
   const float scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
 
   __nv_bfloat16* operand = shared.operand + row_index * operand_pitch(hidden);
+  const std::size_t left_over = static_cast<std::size_t>(shared.operand_rows) * operand_pitch(hidden);
   for (int begin = first; begin < (kRows == 1 ? first + 1 : kConsumers); begin += 32) {
     each_unit(begin, [&](int unit, float4& before, const float4& more, const float4& added_norm, const float4& weight) {
       const float4 x = is_held ? before : row.sum(before, more, added_scale, added_norm);
       if (blockIdx.x == 0) __stcg(reinterpret_cast<float4*>(residual_out) + unit, x);
-      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit)) =
-          pack_bf16(__fmul_rn(x.x, scale) * (1.0f + weight.x), __fmul_rn(x.y, scale) * (1.0f + weight.y));
-      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit + 2)) =
-          pack_bf16(__fmul_rn(x.z, scale) * (1.0f + weight.z), __fmul_rn(x.w, scale) * (1.0f + weight.w));
+      store_split(operand + operand_order(4 * unit), left_over, __fmul_rn(__fmul_rn(x.x, scale), 1.0f + weight.x),
+                  __fmul_rn(__fmul_rn(x.y, scale), 1.0f + weight.y));
+      store_split(operand + operand_order(4 * unit + 2), left_over, __fmul_rn(__fmul_rn(x.z, scale), 1.0f + weight.z),
+                  __fmul_rn(__fmul_rn(x.w, scale), 1.0f + weight.w));
     });
   }
 }
@@ -351,6 +368,7 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
 struct Operand {
   const __nv_bfloat16* rows;
   int pitch;
+  std::size_t left_over;  // from a row to what rounding it left over
 };
 
 /// One warp: the product of a piece of weights and the operand's columns from `column` on.
@@ -359,40 +377,41 @@ template <bool kIsGlobal>
 __device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column, int columns) {
   const int lane = lane_index();
   const bool has_row = lane / 4 < rows;
-  const uint4* input = reinterpret_cast<const uint4*>(operand.rows + lane / 4 * operand.pitch + column) + lane % 4;
+  const __nv_bfloat16* input = operand.rows + lane / 4 * operand.pitch + column + lane % 4 * 8;
   constexpr int kSteps = kPieceColumns / 32;
   const int steps = columns / 32;
+  const auto read = [&](const __nv_bfloat16* from, int step) {
+    if (!has_row || step >= steps) return make_uint4(0, 0, 0, 0);
+    const uint4* eight = reinterpret_cast<const uint4*>(from + 32 * step);
+    return kIsGlobal ? __ldcg(eight) : *eight;
+  };
 
   // What other blocks have written is asked for before the wait for the weights.
-  uint4 fetched[kIsGlobal ? kSteps : 1];
+  uint4 fetched[kIsGlobal ? kSteps : 1], fetched_rest[kIsGlobal ? kSteps : 1];
   if constexpr (kIsGlobal) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      fetched[step] = has_row && step < steps ? __ldcg(input + 4 * step) : make_uint4(0, 0, 0, 0);
+      fetched[step] = read(input, step);
+      fetched_rest[step] = read(input + operand.left_over, step);
     }
   }
 
   stream.wait_until_full(piece);
   const __nv_bfloat16* weights = stream.stage(piece);
-  const int row = lane % 8;
   float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     if (step < steps) {
       std::uint32_t b[4];
-      load_matrices(b, weights + swizzled(row, 32 * step + 8 * (lane / 8)));
-      uint4 a;
-      if constexpr (kIsGlobal) {
-        a = fetched[step];
-      } else {
-        a = has_row ? input[4 * step] : make_uint4(0, 0, 0, 0);
-      }
-      multiply_accumulate(even, a.x, 0, a.y, 0, b[0], b[1]);
-      multiply_accumulate(odd, a.z, 0, a.w, 0, b[2], b[3]);
+      load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
+      const uint4 a = kIsGlobal ? fetched[kIsGlobal ? step : 0] : read(input, step);
+      const uint4 rest = kIsGlobal ? fetched_rest[kIsGlobal ? step : 0] : read(input + operand.left_over, step);
+      multiply_accumulate(even, a.x, rest.x, a.y, rest.y, b[0], b[1]);
+      multiply_accumulate(odd, a.z, rest.z, a.w, rest.w, b[2], b[3]);
     }
   }
   stream.release(piece);
-  return {even[0] + odd[0], even[1] + odd[1]};
+  return {(even[0] + odd[0]) + (even[2] + odd[2]), (even[1] + odd[1]) + (even[3] + odd[3])};
 }
 
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair of
@@ -688,7 +707,8 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, c
 
   const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
     const int element = (run.kv_head * group_heads + head) * head_dim + dim;
-    model.attended[static_cast<std::size_t>(run.row) * model.heads * head_dim + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
+    const std::size_t width = static_cast<std::size_t>(model.heads) * head_dim;
+    store_split(model.attended + run.row * width + operand_order(element), kDecodeRows * width, value / softmax.sum);
   };
   if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
   const auto block_at = [&](int head, int part) {
@@ -761,7 +781,9 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
   GridBarrier grid(model.grid_arrivals);
   Dealer dealer;
   int next_piece = 0;
-  const Operand normalized{shared.operand, operand_pitch(hidden)};
+  const Operand normalized{shared.operand, operand_pitch(hidden), static_cast<std::size_t>(shared.operand_rows) * operand_pitch(hidden)};
+  const Operand attended{model.attended, query_size, static_cast<std::size_t>(kDecodeRows) * query_size};
+  const Operand activated{model.activated, model.intermediate, static_cast<std::size_t>(kDecodeRows) * model.intermediate};
   float* residual[2] = {model.residual, model.residual + kDecodeRows * static_cast<std::size_t>(hidden)};
 
   // The residual of the last step plus what it added, after its norm; and the norm that comes next.
@@ -807,26 +829,26 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
     }
     grid.wait();
 
-    multiply<kRows, true>(shared, layer.attention_out, {model.attended, query_size}, rows, next_piece, dealer,
+    multiply<kRows, true>(shared, layer.attention_out, attended, rows, next_piece, dealer,
                           store_to(model.projected, hidden));
     fetch_norms(layer.attention_post_norm, layer.mlp_norm);
     grid.wait();
 
     normalize(false);
     multiply<kRows, false>(shared, layer.gate_up, normalized, rows, next_piece, dealer, [&](int row, int output, float2 gate_up) {
-      model.activated[static_cast<std::size_t>(row) * model.intermediate + operand_order(output)] =
-          __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
+      const std::size_t width = static_cast<std::size_t>(model.intermediate);
+      store_split(model.activated + row * width + operand_order(output), kDecodeRows * width, gelu(gate_up.x) * gate_up.y);
     });
     grid.wait();
 
-    multiply<kRows, true>(shared, layer.down, {model.activated, model.intermediate}, rows, next_piece, dealer,
+    multiply<kRows, true>(shared, layer.down, activated, rows, next_piece, dealer,
                           store_to(model.projected, hidden));
     fetch_norms(layer.mlp_post_norm, i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
     grid.wait();
   }
   normalize(false);
   multiply<kRows, false>(shared, model.head, normalized, rows, next_piece, dealer, [&](int row, int output, float2 logits) {
-    float* out = model.logits + static_cast<std::size_t>(row) * model.vocab + output;
+    float* out = model.logits + row * model.logits_pitch + output;
     out[0] = soft_cap(logits.x, model.final_softcap);
     if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
   });
@@ -836,7 +858,7 @@ constexpr int kMaxStages = 32;
 constexpr int kSmallBytes = 256 + 16 * kMaxStages;  // sums, flags, the rows' tokens, positions and rings; then the stages' barriers
 
 template <int kRows>
-__global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
+__global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeModel model, int max_rows, int stages) {
   extern __shared__ __align__(1024) char memory[];
   Shared shared;
   shared.stream.stage_memory = memory;
@@ -853,6 +875,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_
   shared.stream.empty = shared.stream.full + kMaxStages;
   rest += kSmallBytes;
   shared.operand = reinterpret_cast<__nv_bfloat16*>(rest);
+  shared.operand_rows = max_rows;
 
   const int rows = *model.row_count;
   if (threadIdx.x == 0) {
@@ -879,7 +902,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_
 }
 
 /// Shared memory of a block beside the stages.
-int fixed_bytes(int hidden, int rows) { return rows * operand_pitch(hidden) * 2 + kScratchBytes + kSmallBytes; }
+int fixed_bytes(int hidden, int rows) { return 2 * rows * operand_pitch(hidden) * 2 + kScratchBytes + kSmallBytes; }
 
 constexpr int kMinStages = 3;
 
@@ -908,7 +931,7 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   cooperative.val.cooperative = 1;
   config.attrs = &cooperative;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, decode_kernel<kRows>, model, stages));
+  check_cuda(cudaLaunchKernelEx(&config, decode_kernel<kRows>, model, rows, stages));
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
+
 namespace gemma {
 
 /// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
@@ -85,10 +87,11 @@ struct DecodeModel {
   float2* partial_sums;           ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
   float* group_partials;          ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
   float2* group_sums;             ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;        ///< [rows, heads * head_dim], in operand order
+  __nv_bfloat16* attended;        ///< [2, kDecodeRows, heads * head_dim], in operand order: rounded, and what that left over
   float* projected;               ///< [rows, hidden]
-  __nv_bfloat16* activated;       ///< [rows, intermediate], in operand order
-  float* logits;                  ///< [rows, vocab], soft-capped
+  __nv_bfloat16* activated;       ///< [2, kDecodeRows, intermediate], likewise
+  float* logits;                  ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  std::size_t logits_pitch;
 
   unsigned* grid_arrivals;   ///< zero before the launch
   unsigned* block_arrivals;  ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero

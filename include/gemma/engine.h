@@ -25,29 +25,29 @@ enum class CacheType {
 
 /// What is fixed while an engine lives.
 struct EngineOptions {
-  std::filesystem::path model;   ///< a .gemma file; empty: the built-in demo model
-  std::string device = "auto";   ///< "auto", "cpu", "cuda" or "cuda:N"
-  int threads = 0;               ///< CPU threads; 0: one for each core that the process may use
-  int context = 0;               ///< positions that a sequence may have; 0: what the model was trained for
-  int chunk = 512;               ///< rows of a prompt read at once; at least 1. Changes speed, never results.
-  int window = 0;                ///< narrows the sliding window of the local layers; 0: the model's own
+  std::filesystem::path model;  ///< a .gemma file; empty: the built-in demo model
+  std::string device = "auto";  ///< "auto", "cpu", "cuda" or "cuda:N"
+  int threads = 0;              ///< CPU threads; 0: one for each core that the process may use
+  int context = 0;              ///< positions that a sequence may have; 0: what the model was trained for
+  int chunk = 512;              ///< rows of a prompt read at once; at least 1. Changes speed, never results.
+  int window = 0;               ///< narrows the sliding window of the local layers; 0: the model's own
   CacheType cache = CacheType::kAuto;
 };
 
 /// How text is generated. What is not set comes from the model file, else from Gemma's defaults (in brackets).
 struct GenerationOptions {
-  int max_tokens = 512;                 ///< at least 0
-  std::optional<float> temperature;     ///< >= 0 [1.0]; 0 is greedy
-  std::optional<int> top_k;             ///< >= 0 [64]; 0: off
-  std::optional<float> top_p;           ///< (0, 1] [0.95]
-  float min_p = 0;                      ///< [0, 1]
-  float repeat_penalty = 1;             ///< > 0; over the last 64 tokens of prompt and answer
-  std::optional<std::uint64_t> seed;    ///< drawn when not given; Result::seed tells it
-  std::vector<std::string> stop;        ///< texts that end the answer and are left out of it; none empty
-  bool ignore_eos = false;              ///< go on past the model's stop tokens
-  int logprobs = 0;                     ///< log-probabilities of so many of the likeliest tokens at every step
-  std::optional<bool> chat;             ///< wrap the prompt into the chat template or not; not set: as the model file says
-  bool parse_special = false;           ///< control tokens written in the prompt count as such
+  int max_tokens = 512;               ///< at least 0
+  std::optional<float> temperature;   ///< >= 0 [1.0]; 0 is greedy
+  std::optional<int> top_k;           ///< >= 0 [64]; 0: off
+  std::optional<float> top_p;         ///< (0, 1] [0.95]
+  float min_p = 0;                    ///< [0, 1]
+  float repeat_penalty = 1;           ///< > 0; over the last 64 tokens of prompt and answer
+  std::optional<std::uint64_t> seed;  ///< drawn when not given; Result::seed tells it
+  std::vector<std::string> stop;      ///< texts that end the answer and are left out of it; none empty
+  bool ignore_eos = false;            ///< go on past the model's stop tokens
+  int logprobs = 0;                   ///< log-probabilities of so many of the likeliest tokens at every step
+  std::optional<bool> chat;    ///< wrap the prompt into the chat template or not; not set: as the model file says
+  bool parse_special = false;  ///< control tokens written in the prompt count as such
 };
 
 /// A text to be completed.
@@ -62,8 +62,8 @@ enum class FinishReason { kStop, kLength, kInterrupt };
 /// One step of an answer as the model saw it, before penalty, temperature and filters.
 struct StepLogprobs {
   int token = 0;
-  double logprob = 0;                          ///< of `token`, natural logarithm
-  std::vector<std::pair<int, double>> top;     ///< the likeliest tokens and their log-probabilities, likeliest first
+  double logprob = 0;                       ///< of `token`, natural logarithm
+  std::vector<std::pair<int, double>> top;  ///< the likeliest tokens and their log-probabilities, likeliest first
 };
 
 struct Timing {
@@ -78,9 +78,9 @@ struct Timing {
 };
 
 struct Result {
-  std::string text;          ///< the answer, without stop texts and control tokens
+  std::string text;  ///< the answer, without stop texts and control tokens
   int prompt_tokens = 0;
-  std::vector<int> tokens;   ///< the answer's ids, without the stop token
+  std::vector<int> tokens;  ///< the answer's ids, without the stop token
   FinishReason finish_reason = FinishReason::kLength;
   std::uint64_t seed = 0;
   std::vector<StepLogprobs> logprobs;  ///< one for each of `tokens`; empty unless asked for
@@ -96,19 +96,19 @@ struct Score {
   std::vector<double> logprobs;  ///< of every prediction in order, natural logarithms
 };
 
-/// Receives the text of an answer as it is made, in whole UTF-8 characters; empty after a token that completes none. Return
-/// false to stop.
+/// Receives the text of an answer as it is made, in whole UTF-8 characters; empty after a token that completes none.
+/// Return false to stop.
 using TextCallback = std::function<bool(std::string_view text)>;
 
-/// Hears after each chunk of a prompt (or of a text that is scored) how many of its tokens have been read, and how many there
-/// are. Return false to stop.
+/// Hears after each chunk of a prompt (or of a text that is scored) how many of its tokens have been read, and how many
+/// there are. Return false to stop.
 using ProgressCallback = std::function<bool(int read, int total)>;
 
 /// What `inspect` and `--stats` show about the loaded model and the memory it takes.
 struct EngineInfo {
-  std::string model;             ///< path, or "the built-in demo model"
-  std::string device;            ///< "CPU, AVX-512, 2 threads"
-  int context = 0;               ///< positions that a sequence may have
+  std::string model;   ///< path, or "the built-in demo model"
+  std::string device;  ///< "CPU, AVX-512, 2 threads"
+  int context = 0;     ///< positions that a sequence may have
   int window = 0;
   bool is_chat = false;
   std::uint64_t weights_bytes = 0;

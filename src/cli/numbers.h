@@ -1,9 +1,11 @@
 #pragma once
 
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace gemma::cli {
@@ -13,8 +15,9 @@ namespace gemma::cli {
 template <typename T>
 bool parse_number(std::string_view text, T& value) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  // Infinity minus itself is not itself, and neither is NaN minus itself.
-  return error == std::errc() && end == text.data() + text.size() && value - value == T{0};
+  if (error != std::errc() || end != text.data() + text.size()) return false;
+  if constexpr (std::is_floating_point_v<T>) return std::isfinite(value);
+  return true;
 }
 
 /// A check for a CLI11 option: a whole number from `low` to `high`. @return what is wrong, or nothing.

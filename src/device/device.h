@@ -26,8 +26,8 @@ inline constexpr int kPagePositions = 64;
 /// ascending order. A constant, so that results depend neither on the batch nor on the processor.
 inline constexpr int kSpanPositions = 8 * kPagePositions;
 
-/// The cache that a device sets aside: for every local layer `rings` rings of `ring_slots` slots, for every global layer
-/// `pages` pages of kPagePositions positions. A slot or position holds kv_heads keys and as many values.
+/// The cache that a device sets aside: for every local layer `rings` rings of `ring_slots` slots, for every global
+/// layer `pages` pages of kPagePositions positions. A slot or position holds kv_heads keys and as many values.
 struct KvLayout {
   KvType type = KvType::kF32;
   int window = 0;      ///< of the local layers, after any override
@@ -37,8 +37,8 @@ struct KvLayout {
   int pages = 0;       ///< in the pool; a page number means the same page in every global layer
 };
 
-/// The steps of Gemma 2's forward pass on one kind of processor. A device holds the weights, the activations of the rows
-/// of one step, and the cache; it knows nothing of requests.
+/// The steps of Gemma 2's forward pass on one kind of processor. A device holds the weights, the activations of the
+/// rows of one step, and the cache; it knows nothing of requests.
 ///
 /// A step's calls come in the order of the forward pass (src/runtime/transformer.cpp) with the same batch throughout.
 /// Residual stream x: [rows, hidden] float32. Results of a row depend on that row's sequence alone, to the last bit.
@@ -65,8 +65,8 @@ class Device {
   /// beside the cache, already rounded to its type, until `attend` has read what they will overwrite.
   virtual void qkv(const Batch& batch, int layer) = 0;
 
-  /// Grouped-query attention with soft-capped scores of every row over its sequence's cache and the rows of the batch that
-  /// come before it in its sequence; then the rows' keys and values are committed to the cache.
+  /// Grouped-query attention with soft-capped scores of every row over its sequence's cache and the rows of the batch
+  /// that come before it in its sequence; then the rows' keys and values are committed to the cache.
   virtual void attend(const Batch& batch, int layer) = 0;
 
   /// x += RMSNorm(attention output projected to the hidden size).

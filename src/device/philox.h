@@ -2,11 +2,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define GEMMA_HOST_DEVICE __host__ __device__
-#else
-#define GEMMA_HOST_DEVICE
-#endif
+#include "device/host_device.h"
 
 namespace gemma {
 

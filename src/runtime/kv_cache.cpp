@@ -136,8 +136,10 @@ bool KvCache::can_truncate(Id id, int length) const {
 
   // Growing again after going back takes fresh pages where those of now are shared with another sequence.
   int released = 0;
-  for (std::size_t i = blocks_for(length); i < sequence.pages.size(); ++i) released += page_users_[sequence.pages[i]] == 1;
-  if (pages_to_come(sequence, length) - pages_to_come(sequence, sequence.length) > free_pages() + released) return false;
+  for (std::size_t i = blocks_for(length); i < sequence.pages.size(); ++i)
+    released += page_users_[sequence.pages[i]] == 1;
+  if (pages_to_come(sequence, length) - pages_to_come(sequence, sequence.length) > free_pages() + released)
+    return false;
 
   if (length == 0 || device_.slot_bytes() == 0) return true;
   const int missing_end = std::min(length, sequence.oldest_in_ring);

@@ -11,8 +11,8 @@
 
 namespace gemma {
 
-/// How many slots a local layer's ring has: the window in whole blocks and one block of slack, so that a sequence can go
-/// back a few tokens; never more than the longest sequence needs.
+/// How many slots a local layer's ring has: the window in whole blocks and one block of slack, so that a sequence can
+/// go back a few tokens; never more than the longest sequence needs.
 int ring_slots(int window, int context);
 
 /// Bytes of the cache of one sequence of `context` positions.
@@ -32,10 +32,10 @@ KvLayout plan_kv_cache(int window, int context, int sequences, KvType type);
 /// Bookkeeping of the cache: which ring and pages belong to which sequence, how far each has got, and how to go back.
 /// The keys and values themselves lie on the device.
 ///
-/// A local layer keeps the newest positions in a ring, a global layer keeps all in pages that are taken from the pool as
-/// the sequence grows. A checkpoint makes it possible to return to a length whose window has since left the ring: from
-/// then on, slots that it needs are copied aside before they are overwritten. A slot that several checkpoints need is kept
-/// once: the cost is the tokens between them, not a ring each.
+/// A local layer keeps the newest positions in a ring, a global layer keeps all in pages that are taken from the pool
+/// as the sequence grows. A checkpoint makes it possible to return to a length whose window has since left the ring:
+/// from then on, slots that it needs are copied aside before they are overwritten. A slot that several checkpoints need
+/// is kept once: the cost is the tokens between them, not a ring each.
 class KvCache {
  public:
   using Id = int;
@@ -54,7 +54,8 @@ class KvCache {
   int length(Id id) const;  ///< positions in the cache
 
   /// Makes room for `count` more positions. The rows that fill them must go through the device before any other call.
-  /// @return what the step's SequenceRows needs: ring, pages and the position of the first row. The pages' span lives until
+  /// @return what the step's SequenceRows needs: ring, pages and the position of the first row. The pages' span lives
+  /// until
   ///         the next call for this sequence.
   /// @throws Error if the sequence would outgrow its max_length.
   SequenceRows extend(Id id, int count);
@@ -80,9 +81,9 @@ class KvCache {
     bool is_alive = false;
     int length = 0;
     int max_length = 0;
-    int oldest_in_ring = 0;        // positions [oldest_in_ring, length) are in the ring
+    int oldest_in_ring = 0;  // positions [oldest_in_ring, length) are in the ring
     std::vector<int> pages;
-    std::vector<int> checkpoints;  // lengths, ascending
+    std::vector<int> checkpoints;                // lengths, ascending
     std::map<int, std::vector<std::byte>> kept;  // position -> its slot's bytes, for positions that left the ring
   };
 

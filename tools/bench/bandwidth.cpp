@@ -40,7 +40,8 @@ double measure_read_bandwidth(int threads) {
     }
     workers.clear();
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, static_cast<double>(share * static_cast<std::size_t>(threads) * sizeof(std::uint64_t)) / seconds);
+    best = std::max(best,
+                    static_cast<double>(share * static_cast<std::size_t>(threads) * sizeof(std::uint64_t)) / seconds);
   }
   return best;
 }

@@ -2,8 +2,8 @@
 
 namespace gemma {
 
-/// Bytes a second that this machine reads from memory with so many threads, the best of a few tries over a buffer that is
-/// much larger than its caches. @param threads 0: one for each core.
+/// Bytes a second that this machine reads from memory with so many threads, the best of a few tries over a buffer that
+/// is much larger than its caches. @param threads 0: one for each core.
 double measure_read_bandwidth(int threads);
 
 }  // namespace gemma

@@ -10,11 +10,13 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/attention.cpp"
+// foreach_target.h must come first.
+// clang-format off
 #include <hwy/foreach_target.h>
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
-
+#include <hwy/cache_control.h>
 #include <hwy/contrib/math/math-inl.h>
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace gemma {
@@ -55,7 +57,8 @@ HWY_INLINE Vector load(const bf16* x) {
 /// @param c  the same number of vectors for each row.
 /// @param ahead  like b: what is wanted after it, read ahead if kPrefetch.
 template <int kRows, int kVectors, bool kPrefetch, typename T>
-HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT b, int b_stride, const T* ahead, float* const* c) {
+HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT b, int b_stride, const T* ahead,
+                         float* const* c) {
   const Floats d;
   Vector sums[kRows][kVectors];
   HWY_UNROLL(8)
@@ -87,7 +90,8 @@ HWY_INLINE void multiply(const float* const* a, int depth, const T* HWY_RESTRICT
 
 /// The same for any number of columns that is a multiple of 16.
 template <int kRows, bool kPrefetch, typename T>
-HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, int columns, const T* ahead, float* const* c) {
+HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, int columns, const T* ahead,
+                                 float* const* c) {
   float* at[kRows];
   int column = 0;
   for (; column + kTileVectors * kLanes <= columns; column += kTileVectors * kLanes) {
@@ -100,10 +104,11 @@ HWY_INLINE void multiply_columns(const float* const* a, int depth, const T* b, i
   }
 }
 
-/// Turns one query's scores of a block into weights exp(score - max), 0 where the key is masked, and scales its sums to the
-/// new maximum.
+/// Turns one query's scores of a block into weights exp(score - max), 0 where the key is masked, and scales its sums to
+/// the new maximum.
 /// @param visible_begin, visible_end  keys of the block that the query sees; none if they are equal.
-HWY_INLINE void soften(const AttentionShape& shape, float* scores, int visible_begin, int visible_end, AttentionSums& sums) {
+HWY_INLINE void soften(const AttentionShape& shape, float* scores, int visible_begin, int visible_end,
+                       AttentionSums& sums) {
   const Floats d;
   const Vector begin = hn::Set(d, static_cast<float>(visible_begin));
   const Vector end = hn::Set(d, static_cast<float>(visible_end));
@@ -176,13 +181,14 @@ void attend_tile(const AttentionShape& shape, const Query* queries, const TypedB
     weights[r] = scores[r] + begin;
   }
   const std::size_t skipped = static_cast<std::size_t>(begin) * shape.head_dim;
-  multiply_columns<kRows, kPrefetch>(weights, end - begin, block.values + skipped, shape.head_dim, block.next_keys + skipped, outs);
+  multiply_columns<kRows, kPrefetch>(weights, end - begin, block.values + skipped, shape.head_dim,
+                                     block.next_keys + skipped, outs);
 }
 
 /// As many queries as a tile takes. @return how many
 template <bool kPrefetch, typename T>
-HWY_INLINE std::size_t attend_some(const AttentionShape& shape, std::span<const Query> queries, const TypedBlock<T>& block,
-                                   int first_position, AttentionSums* sums) {
+HWY_INLINE std::size_t attend_some(const AttentionShape& shape, std::span<const Query> queries,
+                                   const TypedBlock<T>& block, int first_position, AttentionSums* sums) {
   if (queries.size() >= kTileQueries) {
     attend_tile<kTileQueries, kPrefetch>(shape, queries.data(), block, first_position, sums);
     return kTileQueries;
@@ -209,12 +215,13 @@ void attend_blocks(const AttentionShape& shape, std::span<const Query> queries, 
     const TypedBlock<T> block{reinterpret_cast<const T*>(blocks[i].keys), reinterpret_cast<const T*>(blocks[i].values),
                               reinterpret_cast<const T*>(next.keys)};
     std::size_t done = attend_some<true>(shape, queries, block, first_position, sums.data());
-    while (done < queries.size()) done += attend_some<false>(shape, queries.subspan(done), block, first_position, &sums[done]);
+    while (done < queries.size())
+      done += attend_some<false>(shape, queries.subspan(done), block, first_position, &sums[done]);
   }
 }
 
-void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
-                 std::span<AttentionSums> sums) {
+void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks,
+                 int first_position, std::span<AttentionSums> sums) {
   for (AttentionSums& s : sums) gemma::clear_sums(s, shape.head_dim);
   if (shape.type == KvType::kF32) {
     attend_blocks<float>(shape, queries, blocks, first_position, sums);
@@ -239,8 +246,8 @@ void clear_sums(AttentionSums& sums, int head_dim) {
   std::fill_n(sums.out, head_dim, 0.0f);
 }
 
-void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
-                 std::span<AttentionSums> sums) {
+void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks,
+                 int first_position, std::span<AttentionSums> sums) {
   assert(queries.size() == sums.size());
   HWY_DYNAMIC_DISPATCH(attend_span)(shape, queries, blocks, first_position, sums);
 }

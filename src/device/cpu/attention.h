@@ -23,9 +23,9 @@ struct Query {
 
 /// What a query has gathered from the keys it has met: out / sum is the attention over them.
 struct AttentionSums {
-  float max = 0;            ///< of the scores
-  float sum = 0;            ///< of exp(score - max)
-  float* out = nullptr;     ///< [head_dim]: values weighted by exp(score - max)
+  float max = 0;         ///< of the scores
+  float sum = 0;         ///< of exp(score - max)
+  float* out = nullptr;  ///< [head_dim]: values weighted by exp(score - max)
 };
 
 /// Sums over no keys at all.
@@ -37,8 +37,8 @@ void clear_sums(AttentionSums& sums, int head_dim);
 /// @param blocks          neighbouring blocks, all within one span of kSpanPositions.
 /// @param first_position  of the first block.
 /// @param sums            [queries], overwritten; those of a query that sees no key of the span are clear.
-void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks, int first_position,
-                 std::span<AttentionSums> sums);
+void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks,
+                 int first_position, std::span<AttentionSums> sums);
 
 /// Adds the sums over a later span.
 void merge_sums(AttentionSums& sums, const AttentionSums& later, int head_dim);

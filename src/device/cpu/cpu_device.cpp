@@ -13,8 +13,6 @@
 #include "device/cpu/simd_targets.h"
 #include "gemma/error.h"
 
-#include <hwy/highway.h>
-
 namespace gemma {
 namespace {
 
@@ -46,12 +44,14 @@ int check_memory(const Config& config, const CpuOptions& options) {
   if (options.max_rows < 1) throw Error("a batch must have room for at least one row");
   if (options.threads < 0) throw Error("the number of threads must be positive, or 0 for one for each core");
   const double cache = KvStore::bytes(config, options.kv);
-  const double row = 3.0 * config.hidden_size + config.qkv_size() + config.query_size() + config.intermediate_size + config.head_dim;
+  const double row =
+      3.0 * config.hidden_size + config.qkv_size() + config.query_size() + config.intermediate_size + config.head_dim;
   const double work = 4.0 * options.max_rows * row + 4.0 * logit_rows(config, options.max_rows) * config.vocab_size;
   const auto available = static_cast<double>(available_memory());
   if (cache + work > available) {
-    throw Error("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) + " of memory, but only " +
-                gibibytes(available) + " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type bf16)" +
+    throw Error("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) +
+                " of memory, but only " + gibibytes(available) +
+                " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type bf16)" +
                 " or smaller chunks (--chunk).");
   }
   return options.max_rows;
@@ -64,8 +64,8 @@ std::string instruction_set() {
   return best == HWY_AVX3 ? "AVX-512" : hwy::TargetName(best);
 }
 
-/// Rows from `position` on that can be written to a ring before they are attended to: none of them may overwrite a position
-/// that the first of them still sees. A chunk that is longer goes in several pieces.
+/// Rows from `position` on that can be written to a ring before they are attended to: none of them may overwrite a
+/// position that the first of them still sees. A chunk that is longer goes in several pieces.
 int rows_before_overwriting(const KvLayout& layout, int position) {
   const int until_wrap = layout.ring_slots - position;
   const int slack = layout.ring_slots - std::min(layout.window, layout.ring_slots) + 1;
@@ -82,7 +82,8 @@ CpuDevice::CpuDevice(const Model& model, const CpuOptions& options)
       pool_(options.threads > 0 ? options.threads : usable_cores()),
       cache_(config_, options.kv) {
   const int half = config_.head_dim / 2;
-  for (int i = 0; i < half; ++i) rope_frequencies_.push_back(std::pow(config_.rope_theta, -static_cast<double>(i) / half));
+  for (int i = 0; i < half; ++i)
+    rope_frequencies_.push_back(std::pow(config_.rope_theta, -static_cast<double>(i) / half));
 
   const char* what = "activations";
   const int hidden = padded_columns(config_.hidden_size);
@@ -108,7 +109,8 @@ CpuDevice::CpuDevice(const Model& model, const CpuOptions& options)
 int CpuDevice::max_queries_per_task() const { return std::max(kQueriesPerTask, group()); }
 
 std::string CpuDevice::description() const {
-  return "CPU, " + instruction_set() + ", " + std::to_string(pool_.threads()) + (pool_.threads() == 1 ? " thread" : " threads");
+  return "CPU, " + instruction_set() + ", " + std::to_string(pool_.threads()) +
+         (pool_.threads() == 1 ? " thread" : " threads");
 }
 
 void CpuDevice::embed(const Batch& batch) {
@@ -130,10 +132,11 @@ void CpuDevice::embed(const Batch& batch) {
 template <typename Body>
 void CpuDevice::for_each_block(int outputs, int columns, int rows, Body&& body) {
   const int output_blocks = ceil_div(outputs, kOutputBlock);
-  // Many rows are cut up where their inputs would not stay in the cache, or where there is too little work for all threads.
+  // Many rows are cut up where their inputs would not stay in the cache, or where there is too little work for all
+  // threads.
   const int fitting_rows = static_cast<int>(kInputBytes / (sizeof(float) * static_cast<std::size_t>(columns)));
-  const int parts = std::clamp(std::max(ceil_div(rows, std::max(fitting_rows, 1)), 4 * pool_.threads() / output_blocks), 1,
-                               ceil_div(rows, kRowBlock));
+  const int parts = std::clamp(std::max(ceil_div(rows, std::max(fitting_rows, 1)), 4 * pool_.threads() / output_blocks),
+                               1, ceil_div(rows, kRowBlock));
   const int part_rows = ceil_div(ceil_div(rows, parts), kRowBlock) * kRowBlock;
   pool_.run(output_blocks * ceil_div(rows, part_rows), [&](int task, int thread) {
     const int output = task % output_blocks * kOutputBlock;
@@ -144,9 +147,11 @@ void CpuDevice::for_each_block(int outputs, int columns, int rows, Body&& body) 
 }
 
 void CpuDevice::multiply(const Matrix& weights, const FloatRows& x, int rows, FloatRows& out) {
-  for_each_block(weights.rows, weights.columns, rows, [&](int output, int count, int row, int part, ThreadScratch& scratch) {
-    matmul_block(weights, output, count, x.row(row), x.columns(), part, out.row(row) + output, out.columns(), scratch.matmul);
-  });
+  for_each_block(weights.rows, weights.columns, rows,
+                 [&](int output, int count, int row, int part, ThreadScratch& scratch) {
+                   matmul_block(weights, output, count, x.row(row), x.columns(), part, out.row(row) + output,
+                                out.columns(), scratch.matmul);
+                 });
 }
 
 void CpuDevice::normalise(const float* x, std::span<const float> weight, float* out) const {
@@ -183,7 +188,8 @@ void CpuDevice::attend(const Batch& batch, int layer) {
   while (!rest.empty()) {
     std::vector<Piece> pieces = rest;
     if (is_local) {
-      for (Piece& piece : pieces) piece.rows = std::min(piece.rows, rows_before_overwriting(cache_.layout(), piece.position));
+      for (Piece& piece : pieces)
+        piece.rows = std::min(piece.rows, rows_before_overwriting(cache_.layout(), piece.position));
     }
     write_to_cache(pieces, layer);
     attend_pieces(pieces, layer);
@@ -200,16 +206,18 @@ void CpuDevice::write_to_cache(std::span<const Piece> pieces, int layer) {
       const int position = piece.position + done;
       const int count = std::min(piece.rows - done, kPagePositions - position % kPagePositions);
       cache_.write(*piece.sequence, layer, kv_head, position, count, head_of(piece.row + done, config_.heads + kv_head),
-                   head_of(piece.row + done, config_.heads + config_.kv_heads + kv_head), static_cast<std::size_t>(qkv_.columns()));
+                   head_of(piece.row + done, config_.heads + config_.kv_heads + kv_head),
+                   static_cast<std::size_t>(qkv_.columns()));
       done += count;
     }
   });
 }
 
 void CpuDevice::attend_pieces(std::span<const Piece> pieces, int layer) {
-  const AttentionShape shape{config_.head_dim, config_.attention_softcap.value_or(0.0f),
-                             config_.layers[static_cast<std::size_t>(layer)] == LayerKind::kLocal ? cache_.layout().window : kNoWindow,
-                             cache_.layout().type};
+  const AttentionShape shape{
+      config_.head_dim, config_.attention_softcap.value_or(0.0f),
+      config_.layers[static_cast<std::size_t>(layer)] == LayerKind::kLocal ? cache_.layout().window : kNoWindow,
+      cache_.layout().type};
   // Several tasks for each thread, so that none waits long for another at the end.
   const int wanted_tasks = 4 * pool_.threads();
   int rows = 0;
@@ -230,7 +238,8 @@ void CpuDevice::attend_pieces(std::span<const Piece> pieces, int layer) {
     attend_spans(task, shape, layer, scratch_[static_cast<std::size_t>(thread)]);
   };
   if (pool_.threads() == 1 || static_cast<int>(whole.size()) >= wanted_tasks) {
-    pool_.run(static_cast<int>(whole.size()), [&](int i, int thread) { attend_task(whole[static_cast<std::size_t>(i)], thread); });
+    pool_.run(static_cast<int>(whole.size()),
+              [&](int i, int thread) { attend_task(whole[static_cast<std::size_t>(i)], thread); });
     return;
   }
 
@@ -244,11 +253,13 @@ void CpuDevice::attend_pieces(std::span<const Piece> pieces, int layer) {
     }
   }
   make_parts(parts);
-  pool_.run(static_cast<int>(split.size()), [&](int i, int thread) { attend_task(split[static_cast<std::size_t>(i)], thread); });
+  pool_.run(static_cast<int>(split.size()),
+            [&](int i, int thread) { attend_task(split[static_cast<std::size_t>(i)], thread); });
   pool_.run(static_cast<int>(whole.size()), [&](int i, int) { merge_parts(whole[static_cast<std::size_t>(i)]); });
 }
 
-void CpuDevice::attend_spans(const AttentionTask& task, const AttentionShape& shape, int layer, ThreadScratch& scratch) {
+void CpuDevice::attend_spans(const AttentionTask& task, const AttentionShape& shape, int layer,
+                             ThreadScratch& scratch) {
   const Piece& piece = task.piece;
   const int count = piece.rows * group();
   const auto size = static_cast<std::size_t>(count);
@@ -278,25 +289,28 @@ void CpuDevice::attend_spans(const AttentionTask& task, const AttentionShape& sh
     }
     const std::span<const KvBlock> used(blocks.data(), static_cast<std::size_t>(end - begin));
     if (task.first_part >= 0) {
-      attend_span(shape, queries, used, begin * kPagePositions, std::span(parts_).subspan(static_cast<std::size_t>(task.first_part), size));
+      attend_span(shape, queries, used, begin * kPagePositions,
+                  std::span(parts_).subspan(static_cast<std::size_t>(task.first_part), size));
       return;
     }
     attend_span(shape, queries, used, begin * kPagePositions, span_sums);
     for (int i = 0; i < count; ++i) merge_sums(sums[i], span_sums[i], shape.head_dim);
   }
   for (int i = 0; i < count; ++i) {
-    finish_sums(sums[i], shape.head_dim, attended_.row(piece.row + i / group()) + (task.kv_head * group() + i % group()) * shape.head_dim);
+    finish_sums(sums[i], shape.head_dim,
+                attended_.row(piece.row + i / group()) + (task.kv_head * group() + i % group()) * shape.head_dim);
   }
 }
 
 void CpuDevice::merge_parts(const AttentionTask& task) {
   const int count = task.piece.rows * group();
   for (int i = 0; i < count; ++i) {
-    float* out = attended_.row(task.piece.row + i / group()) + (task.kv_head * group() + i % group()) * config_.head_dim;
+    float* out =
+        attended_.row(task.piece.row + i / group()) + (task.kv_head * group() + i % group()) * config_.head_dim;
     AttentionSums sums{0, 0, out};
     clear_sums(sums, config_.head_dim);
     for (int span = task.first_span; span <= task.last_span; ++span) {
-      merge_sums(sums, parts_[static_cast<std::size_t>(task.first_part + (span - task.first_span) * count + i)], config_.head_dim);
+      merge_sums(sums, parts_[task.first_part + (span - task.first_span) * count + i], config_.head_dim);
     }
     finish_sums(sums, config_.head_dim, out);
   }
@@ -323,14 +337,17 @@ void CpuDevice::mlp(const Batch& batch, int layer) {
   const int rows = static_cast<int>(batch.rows.size());
   const int intermediate = config_.intermediate_size;
   pool_.run(rows, [&](int row, int) { normalise(x_.row(row), weights.mlp_norm, normed_.row(row)); });
-  for_each_block(intermediate, config_.hidden_size, rows, [&](int output, int count, int row, int part, ThreadScratch& scratch) {
-    const auto gate_or_up = [&](int first, FloatRows& out) {
-      matmul_block(weights.gate_up, first, count, normed_.row(row), normed_.columns(), part, out.data(), out.columns(), scratch.matmul);
-    };
-    gate_or_up(output, scratch.gate);
-    gate_or_up(intermediate + output, scratch.up);
-    for (int i = 0; i < part; ++i) geglu(scratch.gate.row(i), scratch.up.row(i), count, gated_.row(row + i) + output);
-  });
+  for_each_block(intermediate, config_.hidden_size, rows,
+                 [&](int output, int count, int row, int part, ThreadScratch& scratch) {
+                   const auto gate_or_up = [&](int first, FloatRows& out) {
+                     matmul_block(weights.gate_up, first, count, normed_.row(row), normed_.columns(), part, out.data(),
+                                  out.columns(), scratch.matmul);
+                   };
+                   gate_or_up(output, scratch.gate);
+                   gate_or_up(intermediate + output, scratch.up);
+                   for (int i = 0; i < part; ++i)
+                     geglu(scratch.gate.row(i), scratch.up.row(i), count, gated_.row(row + i) + output);
+                 });
   pool_.run(rows, [&](int row, int) { pair_up(gated_.row(row), intermediate); });
   multiply(weights.down, gated_, rows, projected_);
   add_projected(rows, weights.mlp_post_norm);
@@ -339,23 +356,26 @@ void CpuDevice::mlp(const Batch& batch, int layer) {
 void CpuDevice::logits(const Batch& batch, int first, int count) {
   assert(count <= max_logit_rows_);
   pool_.run(count, [&](int i, int) {
-    const OutputRow& output = batch.outputs[static_cast<std::size_t>(first + i)];
+    const OutputRow& output = batch.outputs[first + i];
     normalise(x_.row(output.row), model_.weights.final_norm, normed_.row(i));
   });
   const Matrix& head = model_.weights.head;
-  for_each_block(head.rows, head.columns, count, [&](int output, int outputs, int row, int part, ThreadScratch& scratch) {
-    matmul_block(head, output, outputs, normed_.row(row), normed_.columns(), part, logits_.row(row) + output, logits_.columns(),
-                 scratch.matmul);
-    if (!config_.final_softcap) return;
-    for (int i = 0; i < part; ++i) softcap(logits_.row(row + i) + output, outputs, *config_.final_softcap);
-  });
+  for_each_block(head.rows, head.columns, count,
+                 [&](int output, int outputs, int row, int part, ThreadScratch& scratch) {
+                   matmul_block(head, output, outputs, normed_.row(row), normed_.columns(), part,
+                                logits_.row(row) + output, logits_.columns(), scratch.matmul);
+                   if (!config_.final_softcap) return;
+                   for (int i = 0; i < part; ++i)
+                     softcap(logits_.row(row + i) + output, outputs, *config_.final_softcap);
+                 });
 }
 
 void CpuDevice::sample(const Batch& batch, int first, int count, std::span<Output> answers) {
   pool_.run(count, [&](int i, int) {
-    const OutputRow& output = batch.outputs[static_cast<std::size_t>(first + i)];
+    const OutputRow& output = batch.outputs[first + i];
     const std::span<float> logits(logits_.row(i), static_cast<std::size_t>(config_.vocab_size));
-    answers[static_cast<std::size_t>(i)] = answer(output, logits, batch.rows[static_cast<std::size_t>(output.row)].position);
+    answers[static_cast<std::size_t>(i)] =
+        answer(output, logits, batch.rows[static_cast<std::size_t>(output.row)].position);
   });
 }
 

@@ -14,9 +14,9 @@
 
 namespace gemma {
 
-/// The steps of the forward pass in float32, each split into tasks for the threads. Every number is computed by one task
-/// in an order that depends on nothing but the model, so that results are the same bits for all numbers of threads, rows
-/// and chunks.
+/// The steps of the forward pass in float32, each split into tasks for the threads. Every number is computed by one
+/// task in an order that depends on nothing but the model, so that results are the same bits for all numbers of
+/// threads, rows and chunks.
 class CpuDevice final : public Device {
  public:
   CpuDevice(const Model& model, const CpuOptions& options);
@@ -38,7 +38,9 @@ class CpuDevice final : public Device {
   void copy_page(int from, int to) override { cache_.copy_page(from, to); }
   std::size_t slot_bytes() const override { return cache_.slot_bytes(); }
   void read_slot(int ring, int slot, std::span<std::byte> out) override { cache_.read_slot(ring, slot, out); }
-  void write_slot(int ring, int slot, std::span<const std::byte> bytes) override { cache_.write_slot(ring, slot, bytes); }
+  void write_slot(int ring, int slot, std::span<const std::byte> bytes) override {
+    cache_.write_slot(ring, slot, bytes);
+  }
 
  private:
   /// Neighbouring rows of one sequence.

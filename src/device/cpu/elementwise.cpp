@@ -9,10 +9,12 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/elementwise.cpp"
+// foreach_target.h must come first.
+// clang-format off
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-
 #include <hwy/contrib/math/math-inl.h>
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace gemma {
@@ -87,7 +89,8 @@ void add_rms_norm(const float* y, const float* weight, int count, float eps, flo
   }
   if (i < count) {
     const Vector normalised = hn::Mul(load_rest(y + i, count - i), factor);
-    const Vector sum = hn::MulAdd(normalised, hn::Add(one, load_rest(weight + i, count - i)), load_rest(x + i, count - i));
+    const Vector sum =
+        hn::MulAdd(normalised, hn::Add(one, load_rest(weight + i, count - i)), load_rest(x + i, count - i));
     store_rest(sum, x + i, count - i);
   }
 }
@@ -119,7 +122,8 @@ HWY_INLINE Vector geglu_of(Vector gate, Vector up) {
 void geglu(const float* gate, const float* up, int count, float* out) {
   const Floats d;
   int i = 0;
-  for (; i + kLanes <= count; i += kLanes) hn::StoreU(geglu_of(hn::LoadU(d, gate + i), hn::LoadU(d, up + i)), d, out + i);
+  for (; i + kLanes <= count; i += kLanes)
+    hn::StoreU(geglu_of(hn::LoadU(d, gate + i), hn::LoadU(d, up + i)), d, out + i);
   if (i < count) store_rest(geglu_of(load_rest(gate + i, count - i), load_rest(up + i, count - i)), out + i, count - i);
 }
 
@@ -130,7 +134,8 @@ void softcap(float* x, int count, float cap) {
   for (; i + kLanes <= count; i += kLanes) {
     hn::StoreU(hn::Mul(factor, hn::Tanh(d, hn::Div(hn::LoadU(d, x + i), factor))), d, x + i);
   }
-  if (i < count) store_rest(hn::Mul(factor, hn::Tanh(d, hn::Div(load_rest(x + i, count - i), factor))), x + i, count - i);
+  if (i < count)
+    store_rest(hn::Mul(factor, hn::Tanh(d, hn::Div(load_rest(x + i, count - i), factor))), x + i, count - i);
 }
 
 /// NaN becomes minus infinity, infinity the largest number.

@@ -28,8 +28,8 @@ void geglu(const float* gate, const float* up, int count, float* out);
 /// x = cap * tanh(x / cap).
 void softcap(float* x, int count, float cap);
 
-/// log(sum(exp(x))), NaN counting as minus infinity and infinity as the largest number; minus infinity if nothing is left.
-/// The sum of exponentials is a double.
+/// log(sum(exp(x))), NaN counting as minus infinity and infinity as the largest number; minus infinity if nothing is
+/// left. The sum of exponentials is a double.
 double log_sum_exp(std::span<const float> x);
 
 }  // namespace gemma

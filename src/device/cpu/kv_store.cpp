@@ -43,7 +43,9 @@ void write_positions(T* keys, T* values, int head_dim, int count, const float* n
 
 }  // namespace
 
-double KvStore::bytes(const Config& config, const KvLayout& layout) { return ring_bytes(config, layout) + page_bytes(config, layout); }
+double KvStore::bytes(const Config& config, const KvLayout& layout) {
+  return ring_bytes(config, layout) + page_bytes(config, layout);
+}
 
 KvStore::KvStore(const Config& config, const KvLayout& layout)
     : layout_(layout),
@@ -51,12 +53,15 @@ KvStore::KvStore(const Config& config, const KvLayout& layout)
       head_dim_(config.head_dim),
       local_layers_(config.local_layer_count()),
       global_layers_(config.global_layer_count()),
-      block_bytes_(static_cast<std::size_t>(kPagePositions) * static_cast<std::size_t>(config.head_dim) * bytes_of(layout.type)),
+      block_bytes_(static_cast<std::size_t>(kPagePositions) * static_cast<std::size_t>(config.head_dim) *
+                   bytes_of(layout.type)),
       kinds_(config.layers) {
-  if (layout.window < 1 || layout.rings < 0 || layout.ring_slots < 0 || layout.ring_slots % kPagePositions != 0 || layout.pages < 0) {
-    throw Error("cannot lay out a cache with a window of " + std::to_string(layout.window) + ", " + std::to_string(layout.rings) +
-                " rings of " + std::to_string(layout.ring_slots) + " slots (a multiple of " + std::to_string(kPagePositions) +
-                ") and " + std::to_string(layout.pages) + " pages");
+  if (layout.window < 1 || layout.rings < 0 || layout.ring_slots < 0 || layout.ring_slots % kPagePositions != 0 ||
+      layout.pages < 0) {
+    throw Error("cannot lay out a cache with a window of " + std::to_string(layout.window) + ", " +
+                std::to_string(layout.rings) + " rings of " + std::to_string(layout.ring_slots) +
+                " slots (a multiple of " + std::to_string(kPagePositions) + ") and " + std::to_string(layout.pages) +
+                " pages");
   }
   int locals = 0;
   int globals = 0;
@@ -75,27 +80,33 @@ std::byte* KvStore::ring_block(int ring, int local_layer, int part, int kv_head,
 }
 
 KvBlock KvStore::block(const SequenceRows& sequence, int layer, int kv_head, int position) const {
+  const MutableBlock found = find(sequence, layer, kv_head, position);
+  return {found.keys, found.values};
+}
+
+KvStore::MutableBlock KvStore::find(const SequenceRows& sequence, int layer, int kv_head, int position) const {
   const int index = index_among_its_kind_[layer];
   if (kinds_[layer] == LayerKind::kLocal) {
     const int slot = position % layout_.ring_slots;
-    return {ring_block(sequence.ring, index, kKeys, kv_head, slot), ring_block(sequence.ring, index, kValues, kv_head, slot)};
+    return {ring_block(sequence.ring, index, kKeys, kv_head, slot),
+            ring_block(sequence.ring, index, kValues, kv_head, slot)};
   }
   const int page = sequence.pages[static_cast<std::size_t>(position / kPagePositions)];
   assert(page >= 0 && page < layout_.pages);
-  const std::size_t keys = ((static_cast<std::size_t>(page) * global_layers_ + index) * 2 + kKeys) * kv_heads_ + kv_head;
+  const std::size_t keys =
+      ((static_cast<std::size_t>(page) * global_layers_ + index) * 2 + kKeys) * kv_heads_ + kv_head;
   return {pages_.data() + keys * block_bytes_, pages_.data() + (keys + kv_heads_) * block_bytes_};
 }
 
 void KvStore::write(const SequenceRows& sequence, int layer, int kv_head, int position, int count, const float* keys,
                     const float* values, std::size_t stride) {
-  const KvBlock target = block(sequence, layer, kv_head, position);
+  const MutableBlock target = find(sequence, layer, kv_head, position);
   const int offset = position % kPagePositions;
   assert(offset + count <= kPagePositions);
   const auto write_as = [&]<typename T>(T*) {
-    // The store gives out its blocks as constant to everybody but itself.
-    write_positions(reinterpret_cast<T*>(const_cast<std::byte*>(target.keys)) + offset,
-                    reinterpret_cast<T*>(const_cast<std::byte*>(target.values)) + static_cast<std::size_t>(offset) * head_dim_,
-                    head_dim_, count, keys, values, stride);
+    write_positions(reinterpret_cast<T*>(target.keys) + offset,
+                    reinterpret_cast<T*>(target.values) + static_cast<std::size_t>(offset) * head_dim_, head_dim_,
+                    count, keys, values, stride);
   };
   if (layout_.type == KvType::kF32) {
     write_as(static_cast<float*>(nullptr));

@@ -45,6 +45,12 @@ class KvStore {
   void write_slot(int ring, int slot, std::span<const std::byte> bytes);
 
  private:
+  struct MutableBlock {
+    std::byte* keys;
+    std::byte* values;
+  };
+
+  MutableBlock find(const SequenceRows& sequence, int layer, int kv_head, int position) const;
   std::byte* ring_block(int ring, int local_layer, int part, int kv_head, int slot) const;
 
   /// Calls visit(pointer, bytes) for the pieces of a slot, always in the same order.
@@ -56,8 +62,8 @@ class KvStore {
   int head_dim_ = 0;
   int local_layers_ = 0;
   int global_layers_ = 0;
-  std::size_t block_bytes_ = 0;           // of the keys, and of the values, of one block
-  std::vector<LayerKind> kinds_;          // of each layer
+  std::size_t block_bytes_ = 0;            // of the keys, and of the values, of one block
+  std::vector<LayerKind> kinds_;           // of each layer
   std::vector<int> index_among_its_kind_;  // of each layer
   Memory rings_;
   Memory pages_;

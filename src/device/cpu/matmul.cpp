@@ -1,3 +1,9 @@
+// Matrix products of float32 rows with bf16 weights.
+//
+// One row must read all weights once and is as fast as memory; many rows share the weights that are in registers and
+// caches and are as fast as the multipliers. Measured on one core of a Zen 5 server (229 GFLOP/s of float32, 37 GB/s):
+// [512, 2304] x [2304, 18432] at 188 GFLOP/s, one row of it at 29 GB/s; both cores together read weights at 60 GB/s,
+// which is all that this machine has.
 #include "device/cpu/matmul.h"
 
 #include <algorithm>
@@ -8,9 +14,12 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "device/cpu/matmul.cpp"
+// foreach_target.h must come first.
+// clang-format off
 #include <hwy/foreach_target.h>
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
+#include <hwy/cache_control.h>
+// clang-format on
 
 #ifndef GEMMA_MATMUL_CONSTANTS
 #define GEMMA_MATMUL_CONSTANTS
@@ -89,15 +98,15 @@ HWY_INLINE void multiply_group(const WordVector (&pairs)[kOutputs], const float*
   }
 }
 
-/// Adds columns [begin, end) to the sums of a tile. `begin` is a multiple of a group of two vectors, `end` too unless it is
-/// the last column.
+/// Adds columns [begin, end) to the sums of a tile. `begin` is a multiple of a group of two vectors, `end` too unless
+/// it is the last column.
 /// @param weights  the first output's row; the others follow at `columns` elements.
 /// @param next     the first row of the tile that comes next: read ahead if kPrefetch.
 /// @param sums_in_memory  [kRows * kOutputs] vectors, read unless begin is 0, written unless end is the last column.
 template <int kRows, int kOutputs, bool kPrefetch>
-HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, const bf16* next, int columns, int begin, int end, const float* HWY_RESTRICT x,
-                              std::size_t x_stride, float* HWY_RESTRICT sums_in_memory, float* HWY_RESTRICT out,
-                              std::size_t out_stride) {
+HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, const bf16* next, int columns, int begin, int end,
+                              const float* HWY_RESTRICT x, std::size_t x_stride, float* HWY_RESTRICT sums_in_memory,
+                              float* HWY_RESTRICT out, std::size_t out_stride) {
   const Floats d;
   constexpr int kGroup = 2 * kLanes;
   Vector sums[kRows][kOutputs];
@@ -114,7 +123,8 @@ HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, const bf16* next
   for (; k + kGroup <= end; k += kGroup) {
     if constexpr (kPrefetch) {
       // The processor's own prefetching follows a row to the end of a page only, and starts anew with every row.
-      const bf16* ahead = k + kPrefetchColumns < end ? weights + k + kPrefetchColumns : next + begin + (k + kPrefetchColumns - end);
+      const bf16* ahead =
+          k + kPrefetchColumns < end ? weights + k + kPrefetchColumns : next + begin + (k + kPrefetchColumns - end);
       HWY_UNROLL(8)
       for (int n = 0; n < kOutputs; ++n) hwy::Prefetch(ahead + static_cast<std::size_t>(n) * columns);
     }
@@ -127,7 +137,8 @@ HWY_INLINE void multiply_tile(const bf16* HWY_RESTRICT weights, const bf16* next
     HWY_UNROLL(8)
     for (int n = 0; n < kOutputs; ++n) {
       bf16 rest[kGroup] = {};
-      std::memcpy(rest, weights + static_cast<std::size_t>(n) * columns + k, static_cast<std::size_t>(end - k) * sizeof(bf16));
+      std::memcpy(rest, weights + static_cast<std::size_t>(n) * columns + k,
+                  static_cast<std::size_t>(end - k) * sizeof(bf16));
       pairs[n] = load_pairs(rest);
     }
     multiply_group<kRows, kOutputs>(pairs, x + k, x_stride, sums);
@@ -166,8 +177,9 @@ HWY_INLINE void run_tile(const Block& block, int m, int n, int begin, int end) {
   const bf16* next = n + kOutputs < block.count ? weights + kOutputs * columns : weights;
   // The sums of a tile lie at a place that no other tile of this block of rows uses.
   float* sums = block.sums + static_cast<std::size_t>((m % kRowBlock) * kOutputBlock + n * kRows) * kLanes;
-  multiply_tile<kRows, kOutputs, kPrefetch>(weights, next, block.weights.columns, begin, end, block.x + m * block.x_stride,
-                                            block.x_stride, sums, block.out + m * block.out_stride + n, block.out_stride);
+  multiply_tile<kRows, kOutputs, kPrefetch>(weights, next, block.weights.columns, begin, end,
+                                            block.x + m * block.x_stride, block.x_stride, sums,
+                                            block.out + m * block.out_stride + n, block.out_stride);
 }
 
 /// Rows [m, m_end), fewer than a tile has, by outputs [n, n + kOutputs).
@@ -192,13 +204,14 @@ void multiply_panel(const Block& block, int m, int m_end, int n, int begin, int 
   multiply_last_rows<kOutputs, false>(block, m, m_end, n, begin, end);
 }
 
-void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows, float* out,
-                  std::size_t out_stride, float* sums) {
+void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows,
+                  float* out, std::size_t out_stride, float* sums) {
   const Block block{weights, first, count, x, x_stride, out, out_stride, sums};
   const int columns = weights.columns;
   if (rows == 1) {
     int n = 0;
-    for (; n + kSingleRowOutputs <= count; n += kSingleRowOutputs) run_tile<1, kSingleRowOutputs, true>(block, 0, n, 0, columns);
+    for (; n + kSingleRowOutputs <= count; n += kSingleRowOutputs)
+      run_tile<1, kSingleRowOutputs, true>(block, 0, n, 0, columns);
     for (; n < count; ++n) run_tile<1, 1, true>(block, 0, n, 0, columns);
     return;
   }
@@ -248,8 +261,8 @@ MatmulScratch::MatmulScratch() : memory_(kRowBlock, kOutputBlock * kMaxLanes, "s
 
 void pair_up(float* x, int columns) { HWY_DYNAMIC_DISPATCH(pair_up)(x, columns); }
 
-void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows, float* out,
-                  std::size_t out_stride, const MatmulScratch& scratch) {
+void matmul_block(const Matrix& weights, int first, int count, const float* x, std::size_t x_stride, int rows,
+                  float* out, std::size_t out_stride, const MatmulScratch& scratch) {
   HWY_DYNAMIC_DISPATCH(matmul_block)(weights, first, count, x, x_stride, rows, out, out_stride, scratch.data());
 }
 

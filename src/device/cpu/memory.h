@@ -29,7 +29,8 @@ class FloatRows {
  public:
   FloatRows() = default;
   FloatRows(int rows, int columns, const char* what)
-      : memory_(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * sizeof(float), what), columns_(columns) {}
+      : memory_(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns) * sizeof(float), what),
+        columns_(columns) {}
 
   int columns() const { return columns_; }  ///< floats from one row to the next
   float* data() const { return reinterpret_cast<float*>(memory_.data()); }

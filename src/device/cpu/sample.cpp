@@ -18,12 +18,15 @@ struct Candidate {
   int token = 0;
 
   /// Whether this one comes first in descending order.
-  bool operator<(const Candidate& other) const { return logit != other.logit ? logit > other.logit : token < other.token; }
+  bool operator<(const Candidate& other) const {
+    return logit != other.logit ? logit > other.logit : token < other.token;
+  }
 };
 
 /// A logit that can be compared and subtracted: NaN counts as minus infinity, infinity as the largest number.
 float usable(float logit) {
-  return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : std::min(logit, std::numeric_limits<float>::max());
+  return std::isnan(logit) ? -std::numeric_limits<float>::infinity()
+                           : std::min(logit, std::numeric_limits<float>::max());
 }
 
 int greedy(std::span<const float> logits) {
@@ -107,14 +110,17 @@ int draw_penalised(std::span<const float> logits, const Sampling& sampling, int 
   if (sampling.temperature <= 0) return greedy(logits);
 
   const bool has_top_k = sampling.top_k > 0 && static_cast<std::size_t>(sampling.top_k) < logits.size();
-  SortedPrefix candidates(has_top_k ? best_candidates(logits, static_cast<std::size_t>(sampling.top_k)) : all_candidates(logits),
-                          has_top_k);
+  SortedPrefix candidates(
+      has_top_k ? best_candidates(logits, static_cast<std::size_t>(sampling.top_k)) : all_candidates(logits),
+      has_top_k);
   if (candidates.size() == 0) return 0;
   const double max = candidates[0].logit;
   if (max == -std::numeric_limits<double>::infinity()) return 0;
 
   // Relative to the likeliest token, whose weight is 1.
-  const auto weight = [&](const Candidate& candidate) { return std::exp((candidate.logit - max) / sampling.temperature); };
+  const auto weight = [&](const Candidate& candidate) {
+    return std::exp((candidate.logit - max) / sampling.temperature);
+  };
   // The weight of the tokens that top-p and min-p leave; they are the first `kept` ones.
   double kept_weight = 0;
   std::size_t kept = candidates.size();

@@ -6,8 +6,9 @@
 
 namespace gemma {
 
-/// Draws a token from one row's logits: repeat penalty, temperature, top-k, top-p, min-p, then one random number keyed by
-/// (seed, position) chooses along the remaining tokens in descending order of probability (the lower id first among equals).
+/// Draws a token from one row's logits: repeat penalty, temperature, top-k, top-p, min-p, then one random number keyed
+/// by (seed, position) chooses along the remaining tokens in descending order of probability (the lower id first among
+/// equals).
 ///
 /// NaN counts as minus infinity; token 0 is the answer when nothing is left.
 /// @param logits    [vocab]; changed by the penalty and restored.
@@ -15,8 +16,8 @@ namespace gemma {
 /// @param position  of the row whose logits these are.
 int draw_token(std::span<float> logits, const Sampling& sampling, std::span<const int> recent, int position);
 
-/// The `count` likeliest tokens (all if there are fewer) and their log-probabilities, likeliest first, the lower id first
-/// among equals.
+/// The `count` likeliest tokens (all if there are fewer) and their log-probabilities, likeliest first, the lower id
+/// first among equals.
 /// @param normaliser  log_sum_exp(logits)
 std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, double normaliser, int count);
 

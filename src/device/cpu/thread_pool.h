@@ -27,14 +27,15 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls body(task, thread) for every task in [0, tasks), each once, in any order, on any thread in [0, threads()), and
-  /// returns when all are done. One call at a time, not from inside a body.
+  /// Calls body(task, thread) for every task in [0, tasks), each once, in any order, on any thread in [0, threads()),
+  /// and returns when all are done. One call at a time, not from inside a body.
   /// @throws whatever a body throws (the first one); the remaining tasks are then left out.
   template <typename Body>
   void run(int tasks, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run_erased(tasks, [](void* context, int task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
-               const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+    run_erased(
+        tasks, [](void* context, int task, int thread) { (*static_cast<Plain*>(context))(task, thread); },
+        const_cast<void*>(static_cast<const void*>(std::addressof(body))));
   }
 
  private:

@@ -20,6 +20,7 @@ namespace gemma::cuda {
 namespace {
 
 constexpr int kMaxLogitRows = 128;     // of a prompt; 131 MB of logits at 256,000 tokens
+constexpr int kTypicalRows = 2048;     // that algorithms of matrix products are chosen for; whatever --chunk says
 constexpr int kMaxDecodeRows = 64;     // generated rows of a step, where there are fewer sequences than that
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -31,6 +32,9 @@ std::string gigabytes(std::size_t bytes) {
   std::snprintf(text, sizeof text, "%.2f GB", static_cast<double>(bytes) / 1e9);
   return text;
 }
+
+/// Logits of a row, rounded up so that rows are aligned and cuBLASLt is never asked for an odd number of outputs.
+std::size_t logits_pitch(const Config& config) { return size(ceil_div(config.vocab_size, 8) * 8); }
 
 /// Refuses what the kernels cannot do.
 void check_shape(const Model& model, const KvLayout& layout) {
@@ -62,7 +66,7 @@ struct Sizes {
   std::size_t work_bytes() const {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + qkv + projected + gate_up) + 2 * (normed + q + 2 * kv + attended + activated) +
            4 * (decode_inputs + decode_residual + decode_qkv + partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) +
-           2 * size(group_rows) * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
+           2 * 2 * kDecodeRows * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) + kMaxTopLogprobs * sizeof(TokenLogprob)) + workspace;
   }
   std::size_t attended_width, activated_width, hidden;
@@ -106,7 +110,7 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options) {
   s.activated_width = size(config.intermediate_size);
   s.hidden = size(config.hidden_size);
 
-  s.logits = (decode_rows + logit_rows) * size(config.vocab_size);
+  s.logits = (decode_rows + logit_rows) * logits_pitch(config);
   s.answers = std::max(decode_rows, logit_rows);
   s.workspace = sample_workspace_bytes(static_cast<int>(s.answers), config.vocab_size);
   return s;
@@ -157,7 +161,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
       planned_bytes_(check_memory(model, options)),
       description_(describe(options.ordinal)),
       weights_(model),
-      gemm_(options.max_rows) {
+      gemm_(kTypicalRows) {
   const Sizes sizes = plan_sizes(config_, options);
   max_pages_ = sizes.max_pages;
   max_blocks_ = sizes.max_blocks;
@@ -197,8 +201,8 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_group_partials_ = Buffer<float>(sizes.group_partials);
   decode_group_sums_ = Buffer<float2>(sizes.group_sums);
   decode_projected_ = Buffer<float>(size(group_rows_) * sizes.hidden);
-  decode_attended_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.attended_width);
-  decode_activated_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.activated_width);
+  decode_attended_ = Buffer<__nv_bfloat16>(2 * kDecodeRows * sizes.attended_width);
+  decode_activated_ = Buffer<__nv_bfloat16>(2 * kDecodeRows * sizes.activated_width);
   decode_arrivals_ = Buffer<unsigned>(sizes.arrivals);
   step_graphs_.resize(size(decode_rows_) + 1);
 
@@ -284,7 +288,8 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.attended = decode_attended_.data();
   m.projected = decode_projected_.data();
   m.activated = decode_activated_.data();
-  m.logits = logits_.data() + size(first_row) * size(config_.vocab_size);
+  m.logits = logits_.data() + size(first_row) * logits_pitch(config_);
+  m.logits_pitch = logits_pitch(config_);
   m.grid_arrivals = decode_arrivals_.data();
   m.block_arrivals = decode_arrivals_.data() + 1;
   return m;
@@ -514,15 +519,17 @@ void CudaDevice::logits(const Batch& batch, int first, int count) {
 
   launch_normalize(x_.data(), wanted_rows, weights_.final_norm(), static_cast<float>(config_.rms_norm_eps), prompt_outputs, config_.hidden_size,
                    normed_.data(), stream_);
-  float* out = logits_.data() + size(decode_rows_) * size(config_.vocab_size);
-  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, config_.vocab_size, config_.hidden_size, stream_);
-  launch_soft_cap(out, config_.final_softcap.value_or(0.0f), prompt_outputs, config_.vocab_size, size(config_.vocab_size), stream_);
+  const std::size_t pitch = logits_pitch(config_);
+  float* out = logits_.data() + size(decode_rows_) * pitch;
+  // Outputs beyond the vocabulary come from whatever lies behind the head, and are never looked at.
+  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, static_cast<int>(pitch), config_.hidden_size, stream_);
+  launch_soft_cap(out, config_.final_softcap.value_or(0.0f), prompt_outputs, config_.vocab_size, pitch, stream_);
 }
 
 SampleArguments CudaDevice::sample_arguments() const {
   SampleArguments arguments{};
   arguments.logits = logits_.data();
-  arguments.pitch = size(config_.vocab_size);
+  arguments.pitch = logits_pitch(config_);
   arguments.vocab = config_.vocab_size;
   arguments.row_count = sample_row_count_.data();
   arguments.rows = sample_rows_.data();
@@ -590,7 +597,7 @@ void CudaDevice::sample(const Batch& batch, int first, int count, std::span<Outp
     const std::span<float> wanted = outputs[size(i)].logits;
     if (wanted.empty()) continue;
     const int row = is_sampled_ ? decode_row_of_[size(outputs[size(i)].row)] : logits_row_of_[size(i)];
-    fetch(wanted.data(), logits_.data() + size(row) * size(config_.vocab_size), wanted.size());
+    fetch(wanted.data(), logits_.data() + size(row) * logits_pitch(config_), wanted.size());
   }
   pending.is_done.record(stream_);
   pending.is_open = true;

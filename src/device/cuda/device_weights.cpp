@@ -13,7 +13,8 @@
 namespace gemma::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;  // and at least as much behind the last matrix: see make_tensor_map
+constexpr std::size_t kAlignment = 256;
+constexpr std::size_t kEndPadding = std::size_t{1} << 20;  // tensor maps and logits may read a few rows behind a matrix
 constexpr std::size_t kBlockBytes = std::size_t{8} << 20;  // copied at once
 constexpr int kBuffersPerThread = 2;                       // one is filled while the other is on its way
 constexpr int kMaxThreads = 8;
@@ -32,7 +33,7 @@ class Plan {
   std::size_t add(std::span<const float> norm) { return add(norm.data(), norm.size_bytes()); }
 
   const std::vector<Piece>& pieces() const { return pieces_; }
-  std::size_t bytes() const { return end_; }
+  std::size_t bytes() const { return end_ + kEndPadding; }
 
  private:
   std::size_t add(const void* data, std::size_t bytes) {
@@ -40,7 +41,7 @@ class Plan {
     for (std::size_t done = 0; done < bytes; done += kBlockBytes) {
       pieces_.push_back({static_cast<const std::byte*>(data) + done, offset + done, std::min(kBlockBytes, bytes - done)});
     }
-    end_ = (offset + bytes + 2 * kAlignment - 1) / kAlignment * kAlignment;
+    end_ = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
     return offset;
   }
 

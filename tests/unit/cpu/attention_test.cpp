@@ -19,11 +19,12 @@ GEMMA_ON_EVERY_TARGET(AttentionKernel);
 /// Random keys and values of one span in the cache's layout, and queries in its last positions.
 class Span {
  public:
-  Span(int head_dim, int queries, KvType type) : head_dim_(head_dim), type_(type) {
+  Span(int head_dim, int queries, KvType type) : head_dim_(head_dim) {
     std::mt19937 random(static_cast<unsigned>(head_dim + queries));
     std::normal_distribution<float> normal;
     const auto fill = [&](std::vector<float>& x, int count) {
-      for (int i = 0; i < count; ++i) x.push_back(type == KvType::kBf16 ? to_float(to_bf16(normal(random))) : normal(random));
+      for (int i = 0; i < count; ++i)
+        x.push_back(type == KvType::kBf16 ? to_float(to_bf16(normal(random))) : normal(random));
     };
     fill(keys_, kSpanPositions * head_dim);
     fill(values_, kSpanPositions * head_dim);
@@ -36,10 +37,11 @@ class Span {
     const std::size_t block = static_cast<std::size_t>(kPagePositions) * head_dim;
     for (int b = 0; b < kSpanPositions / kPagePositions; ++b) {
       if (type == KvType::kF32) {
-        blocks_.push_back({reinterpret_cast<const std::byte*>(&keys_[b * block]), reinterpret_cast<const std::byte*>(&values_[b * block])});
+        blocks_.push_back({reinterpret_cast<const std::byte*>(&keys_[b * block]),
+                           reinterpret_cast<const std::byte*>(&values_[b * block])});
       } else {
-        blocks_.push_back(
-            {reinterpret_cast<const std::byte*>(&keys_as_bf16_[b * block]), reinterpret_cast<const std::byte*>(&values_as_bf16_[b * block])});
+        blocks_.push_back({reinterpret_cast<const std::byte*>(&keys_as_bf16_[b * block]),
+                           reinterpret_cast<const std::byte*>(&values_as_bf16_[b * block])});
       }
     }
   }
@@ -67,7 +69,6 @@ class Span {
 
  private:
   int head_dim_;
-  KvType type_;
   std::vector<float> keys_;    // [blocks, head_dim, kPagePositions]
   std::vector<float> values_;  // [kSpanPositions, head_dim]
   std::vector<float> q_;
@@ -99,7 +100,8 @@ TEST_P(AttentionKernel, AgreesWithSoftmaxInDoublePrecision) {
             const float* row = &results[static_cast<std::size_t>(r) * (head_dim + 2)];
             for (int i = 0; i < head_dim; ++i) {
               // Scores of some tens in magnitude carry errors of some 1e-6 into the exponents; values are of order one.
-              ASSERT_NEAR(row[i] / row[head_dim + 1], out[i] / sum, 2e-5) << "head size " << head_dim << ", window " << window;
+              ASSERT_NEAR(row[i] / row[head_dim + 1], out[i] / sum, 2e-5)
+                  << "head size " << head_dim << ", window " << window;
             }
           }
         }
@@ -117,7 +119,8 @@ TEST_P(AttentionKernel, GivesAQueryTheSameBitsAloneAndAmongOthers) {
     for (int count : {1, 2, 5, 7}) {
       for (int first = 0; first + count <= 20; ++first) {
         const std::vector<float> some = span.attend(shape, first, count);
-        ASSERT_EQ(0, std::memcmp(some.data(), &all[static_cast<std::size_t>(first) * (kHeadDim + 2)], some.size() * sizeof(float)))
+        ASSERT_EQ(0, std::memcmp(some.data(), &all[static_cast<std::size_t>(first) * (kHeadDim + 2)],
+                                 some.size() * sizeof(float)))
             << count << " queries from " << first << ", window " << window;
       }
     }

@@ -34,14 +34,16 @@ double ulps(float actual, double expected) {
 TEST_P(Elementwise, CapsWithATanhThatIsRightToAFewUnitsOfTheLastPlace) {
   std::vector<float> x;
   for (int i = -30000; i <= 30000; ++i) x.push_back(static_cast<float>(i) * 0.001f);
-  for (float large : {50.0f, 1000.0f, 1e20f, std::numeric_limits<float>::max(), std::numeric_limits<float>::infinity()}) {
+  for (float large :
+       {50.0f, 1000.0f, 1e20f, std::numeric_limits<float>::max(), std::numeric_limits<float>::infinity()}) {
     x.push_back(large);
     x.push_back(-large);
   }
   std::vector<float> capped = x;
   softcap(capped.data(), static_cast<int>(capped.size()), 1.0f);
   double worst = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) worst = std::max(worst, ulps(capped[i], std::tanh(static_cast<double>(x[i]))));
+  for (std::size_t i = 0; i < x.size(); ++i)
+    worst = std::max(worst, ulps(capped[i], std::tanh(static_cast<double>(x[i]))));
   EXPECT_LE(worst, 4);  // as Highway promises for Tanh
 
   std::vector<float> logits = {-1000, -31.5f, -0.1f, 0, 0.1f, 7, 29.9f, 1000};
@@ -131,7 +133,8 @@ TEST_P(Elementwise, GatesWithTheTanhFormOfGelu) {
     const double g = gate[i];
     const double gelu = 0.5 * g * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g)));
     // 1 + tanh cancels for negative arguments: its absolute error is some units of 2^-24, and its factor is g / 2.
-    EXPECT_NEAR(out[i], gelu * up[i], (8 * 0x1p-24 * std::abs(g) + 4 * 0x1p-24 * std::abs(gelu)) * std::abs(up[i])) << g;
+    EXPECT_NEAR(out[i], gelu * up[i], (8 * 0x1p-24 * std::abs(g) + 4 * 0x1p-24 * std::abs(gelu)) * std::abs(up[i]))
+        << g;
   }
 }
 

@@ -1,13 +1,12 @@
 #pragma once
 
-#include "device/cpu/simd_targets.h"
-
 #include <gtest/gtest.h>
-#include <hwy/highway.h>
 
 #include <cctype>
 #include <cstdint>
 #include <string>
+
+#include "device/cpu/simd_targets.h"
 
 namespace gemma {
 
@@ -33,6 +32,6 @@ inline std::string name_of_target(const ::testing::TestParamInfo<std::int64_t>& 
 }  // namespace gemma
 
 /// Runs a suite of EveryTarget on every instruction set.
-#define GEMMA_ON_EVERY_TARGET(suite)                                                                    \
+#define GEMMA_ON_EVERY_TARGET(suite)                                                              \
   INSTANTIATE_TEST_SUITE_P(On, suite, ::testing::ValuesIn(::hwy::SupportedAndGeneratedTargets()), \
                            ::gemma::name_of_target)

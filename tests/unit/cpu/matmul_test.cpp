@@ -83,8 +83,8 @@ TEST_P(Matmul, AgreesWithDoublePrecisionForOddShapesAndReadsNothingBeyondTheWeig
             sum += product;
             magnitude += std::abs(product);
           }
-          // Each of the products meets at most `columns` additions, each of them with a relative error of 2^-24 (and one of
-          // its own where there is no fused multiply-add).
+          // Each of the products meets at most `columns` additions, each of them with a relative error of 2^-24 (and
+          // one of its own where there is no fused multiply-add).
           const double tolerance = (columns + 1) * 0x1p-24 * magnitude;
           ASSERT_NEAR(out[static_cast<std::size_t>(m) * outputs + n], sum, tolerance)
               << rows << " rows, " << columns << " columns, at " << m << ", " << n;
@@ -111,7 +111,8 @@ TEST_P(Matmul, GivesARowTheSameBitsAloneAndAmongOthersAndAnOutputTheSameInAnyBlo
           for (int i = 0; i < rows; ++i) {
             ASSERT_EQ(0, std::memcmp(&some[static_cast<std::size_t>(i) * outputs], &all[(m + i) * kOutputBlock + first],
                                      outputs * sizeof(float)))
-                << columns << " columns, " << rows << " rows from " << m << ", " << outputs << " outputs from " << first;
+                << columns << " columns, " << rows << " rows from " << m << ", " << outputs << " outputs from "
+                << first;
           }
         }
       }

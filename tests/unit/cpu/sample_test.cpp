@@ -115,8 +115,8 @@ TEST(Sample, DrawsFromTheSoftmaxOfLogitsOverTemperature) {
         chi_square += (counted - expected) * (counted - expected) / expected;
         ++cells;
       }
-      // The mean of the statistic is cells - 1 and its deviation sqrt(2 (cells - 1)); the seed is fixed, so this holds always
-      // or never.
+      // The mean of the statistic is cells - 1 and its deviation sqrt(2 (cells - 1)); the seed is fixed, so this holds
+      // always or never.
       EXPECT_LT(chi_square, cells - 1 + 4 * std::sqrt(2.0 * (cells - 1))) << temperature;
       EXPECT_NEAR(rare_counted, rare_expected, 4 * std::sqrt(rare_expected) + 1);
     }
