@@ -6,8 +6,7 @@
 // steps of a layer the blocks meet at a grid barrier: five a layer. The stream does not stop at barriers.
 //
 // Arithmetic is the same for one row and for many. A matrix product sums, for each row and output, over pieces of 512
-// columns in ascending order; within a piece the tensor cores run over 16 columns at a time, even and odd ones into
-// accumulators of their own. Weights are the 8-column operand, tokens the rows of the other one: eight, and in its other eight
+// columns in ascending order; within a piece the tensor cores run over 16 columns at a time (multiply_piece). Weights are the 8-column operand, tokens the rows of the other one: eight, and in its other eight
 // rows what rounding the tokens' activations to bf16 left over, so that products are as good as with float32 activations at
 // no cost. Attention goes over blocks
 // of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in groups of 16 by
@@ -371,47 +370,93 @@ struct Operand {
   std::size_t left_over;  // from a row to what rounding it left over
 };
 
-/// One warp: the product of a piece of weights and the operand's columns from `column` on.
-/// @return the sums of row lane / 4 and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile.
-template <bool kIsGlobal>
+/// Adds up what the eight step classes of a piece gave, in the order of a butterfly over lanes.
+__device__ float sum_classes(const float (&sums)[8]) {
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/// A step's sums for one output: of both accumulators, for the rounded activations (value) and for what rounding left over (rest).
+__device__ float add_up(float even_value, float odd_value, float even_rest, float odd_rest) {
+  return (even_value + odd_value) + (even_rest + odd_rest);
+}
+
+/// One warp: the product of a piece of weights and the operand's columns from `column` on. A piece has up to 16 steps of 32
+/// columns; steps c and c + 8 make class c, and a sum adds up the classes.
+///
+/// With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own class's steps
+/// alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both give the same bits.
+/// @return the sums of row lane / 4 (of one row: in all lanes) and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile.
+template <int kRows, bool kIsGlobal>
 __device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column, int columns) {
-  const int lane = lane_index();
-  const bool has_row = lane / 4 < rows;
-  const __nv_bfloat16* input = operand.rows + lane / 4 * operand.pitch + column + lane % 4 * 8;
   constexpr int kSteps = kPieceColumns / 32;
+  constexpr int kClasses = 8;
+  const int lane = lane_index();
+  const int group = lane / 4;
   const int steps = columns / 32;
-  const auto read = [&](const __nv_bfloat16* from, int step) {
-    if (!has_row || step >= steps) return make_uint4(0, 0, 0, 0);
-    const uint4* eight = reinterpret_cast<const uint4*>(from + 32 * step);
+  const auto read = [&](const __nv_bfloat16* row, int step) {
+    const uint4* eight = reinterpret_cast<const uint4*>(row + column + 32 * step + lane % 4 * 8);
     return kIsGlobal ? __ldcg(eight) : *eight;
   };
+  const auto load_weights = [&](const __nv_bfloat16* weights, int step, std::uint32_t (&b)[4]) {
+    load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
+  };
 
-  // What other blocks have written is asked for before the wait for the weights.
-  uint4 fetched[kIsGlobal ? kSteps : 1], fetched_rest[kIsGlobal ? kSteps : 1];
-  if constexpr (kIsGlobal) {
+  if constexpr (kRows == 1) {
+    // What other blocks have written is asked for before the wait for the weights.
+    uint4 values[kSteps / kClasses], rests[kSteps / kClasses];
+#pragma unroll
+    for (int i = 0; i < kSteps / kClasses; ++i) {
+      const int step = group + kClasses * i;
+      values[i] = step < steps ? read(operand.rows, step) : make_uint4(0, 0, 0, 0);
+      rests[i] = step < steps ? read(operand.rows + operand.left_over, step) : make_uint4(0, 0, 0, 0);
+    }
+    stream.wait_until_full(piece);
+    const __nv_bfloat16* weights = stream.stage(piece);
+    float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      fetched[step] = read(input, step);
-      fetched_rest[step] = read(input + operand.left_over, step);
-    }
-  }
-
-  stream.wait_until_full(piece);
-  const __nv_bfloat16* weights = stream.stage(piece);
-  float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    if (step < steps) {
+      if (step >= steps) continue;
       std::uint32_t b[4];
-      load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
-      const uint4 a = kIsGlobal ? fetched[kIsGlobal ? step : 0] : read(input, step);
-      const uint4 rest = kIsGlobal ? fetched_rest[kIsGlobal ? step : 0] : read(input + operand.left_over, step);
-      multiply_accumulate(even, a.x, rest.x, a.y, rest.y, b[0], b[1]);
-      multiply_accumulate(odd, a.z, rest.z, a.w, rest.w, b[2], b[3]);
+      load_weights(weights, step, b);
+      const bool is_own = group == step % kClasses;
+      const uint4 value = is_own ? values[step / kClasses] : make_uint4(0, 0, 0, 0);
+      const uint4 rest = is_own ? rests[step / kClasses] : make_uint4(0, 0, 0, 0);
+      multiply_accumulate(even, value.x, rest.x, value.y, rest.y, b[0], b[1]);
+      multiply_accumulate(odd, value.z, rest.z, value.w, rest.w, b[2], b[3]);
     }
+    stream.release(piece);
+    float2 sums = {add_up(even[0], odd[0], even[2], odd[2]), add_up(even[1], odd[1], even[3], odd[3])};
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      sums.x += __shfl_xor_sync(~0u, sums.x, offset);
+      sums.y += __shfl_xor_sync(~0u, sums.y, offset);
+    }
+    return sums;
+  } else {
+    const bool has_row = group < rows;
+    const __nv_bfloat16* row = operand.rows + group * operand.pitch;
+    stream.wait_until_full(piece);
+    const __nv_bfloat16* weights = stream.stage(piece);
+    float first[kClasses], second[kClasses];
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int step = c; step < kSteps; step += kClasses) {
+        if (step >= steps) continue;
+        std::uint32_t b[4];
+        load_weights(weights, step, b);
+        const uint4 value = has_row ? read(row, step) : make_uint4(0, 0, 0, 0);
+        const uint4 rest = has_row ? read(row + operand.left_over, step) : make_uint4(0, 0, 0, 0);
+        multiply_accumulate(even, value.x, rest.x, value.y, rest.y, b[0], b[1]);
+        multiply_accumulate(odd, value.z, rest.z, value.w, rest.w, b[2], b[3]);
+      }
+      first[c] = add_up(even[0], odd[0], even[2], odd[2]);
+      second[c] = add_up(even[1], odd[1], even[3], odd[3]);
+    }
+    stream.release(piece);
+    return {sum_classes(first), sum_classes(second)};
   }
-  stream.release(piece);
-  return {(even[0] + odd[0]) + (even[2] + odd[2]), (even[1] + odd[1]) + (even[3] + odd[3])};
 }
 
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair of
@@ -432,7 +477,7 @@ __device__ void multiply(const Shared& shared, const StreamedMatrix& matrix, con
     // This warp's pieces: those whose number is its own modulo the number of warps.
     for (int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps; slot < slots; slot += kConsumerWarps) {
       const int column = slot % pieces * kPieceColumns;
-      const float2 sums = multiply_piece<kIsGlobal>(shared.stream, next_piece + slot, operand, rows, column,
+      const float2 sums = multiply_piece<kRows, kIsGlobal>(shared.stream, next_piece + slot, operand, rows, column,
                                                     min(kPieceColumns, matrix.columns - column));
       if (lane / 4 < kRows) {
         *reinterpret_cast<float2*>(shared.scratch + slot * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4)) = sums;
