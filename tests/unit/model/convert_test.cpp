@@ -54,7 +54,7 @@ class Workplace {
 
   // The message of a conversion that must fail, and leave nothing.
   std::string failure() {
-    const std::string message = error_text([this] { convert(); });
+    std::string message = error_text([this] { convert(); });
     for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
       EXPECT_EQ(entry.path(), source_path()) << "left behind";
     }

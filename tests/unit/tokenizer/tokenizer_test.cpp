@@ -13,7 +13,6 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-using testing::Property;
 using testing::ThrowsMessage;
 
 std::vector<int> with_bos(std::vector<int> ids) {
