@@ -14,8 +14,8 @@ inline void check_cuda(cudaError_t code, const std::source_location& where = std
   if (code == cudaSuccess) return;
   std::string file = where.file_name();
   file.erase(0, file.find_last_of('/') + 1);
-  throw Error(std::string("the GPU reports: ") + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ", " + file + ":" +
-              std::to_string(where.line()) + ")");
+  throw Error(std::string("the GPU reports: ") + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ", " +
+              file + ":" + std::to_string(where.line()) + ")");
 }
 
 }  // namespace gemma

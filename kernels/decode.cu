@@ -1,25 +1,24 @@
 // The whole decode step of Gemma 2 in one persistent kernel, from tokens to logits.
 //
 // Decoding reads every weight once for each step, so it can only be as fast as memory is read. One block runs on each
-// multiprocessor. Its producer warp streams the block's share of all weights, layer after layer, and of the keys and values
-// of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply. Between the
-// steps of a layer the blocks meet at a grid barrier: five a layer. The stream does not stop at barriers.
+// multiprocessor. Its producer warp streams the block's share of all weights, layer after layer, and of the keys and
+// values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
+// Between the steps of a layer the blocks meet at a grid barrier: five a layer. The stream does not stop at barriers.
 //
 // Arithmetic is the same for one row and for many. A matrix product sums, for each row and output, over pieces of 512
-// columns in ascending order; within a piece the tensor cores run over 16 columns at a time (multiply_piece). Weights are the 8-column operand, tokens the rows of the other one: eight, and in its other eight
-// rows what rounding the tokens' activations to bf16 left over, so that products are as good as with float32 activations at
-// no cost. Attention goes over blocks
-// of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in groups of 16 by
-// whichever thread block finishes last, and then the groups.
+// columns in ascending order; within a piece the tensor cores run over 16 columns at a time (multiply_piece). Weights
+// are the 8-column operand, tokens the rows of the other one: eight, and in its other eight rows what rounding the
+// tokens' activations to bf16 left over, so that products are as good as with float32 activations at no cost. Attention
+// goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in
+// groups of 16 by whichever thread block finishes last, and then the groups.
 //
 // Bytes of a step: all weights once, and the keys and values that the rows' queries see.
-
-#include "decode.cuh"
 
 #include <algorithm>
 #include <string>
 
 #include "cuda_error.h"
+#include "decode.cuh"
 #include "device/attention_mask.h"
 #include "device/device.h"
 #include "gemma/error.h"
@@ -29,22 +28,23 @@ namespace gemma {
 namespace {
 
 constexpr int kBlockKeys = kPagePositions;
-constexpr int kKeysInPart = 8;                        // keys of a block that one warp works on
+constexpr int kKeysInPart = 8;  // keys of a block that one warp works on
 constexpr int kPartsInBlock = kBlockKeys / kKeysInPart;
-constexpr int kHeadsAtOnce = 2;                       // query heads of a group that share a pass over the keys
+constexpr int kHeadsAtOnce = 2;  // query heads of a group that share a pass over the keys
 constexpr int kMaxHeadDim = 256;
-constexpr int kScratchBytes = 32 * 1024;              // partial sums of products, or of attention
+constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
 
 static_assert(kPartsInBlock == kConsumerWarps);
 static_assert(kConsumerWarps * kHeadsAtOnce * (kMaxHeadDim + 2) * 4 <= kScratchBytes);
 
-/// Where an element of a product's input lies so that a lane finds what it feeds to the tensor cores for 32 columns in one
-/// run of 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16, ... of the 32 for lane t of 4.
+/// Where an element of a product's input lies so that a lane finds what it feeds to the tensor cores for 32 columns in
+/// one run of 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16, ... of the 32 for lane t of 4.
 __device__ int operand_order(int column) {
   return (column & ~31) | (((column >> 1) & 3) << 3) | (((column >> 3) & 3) << 1) | (column & 1);
 }
 
-/// Writes two neighbouring elements of a product's input, and what rounding them to bf16 leaves over `left_over` elements on.
+/// Writes two neighbouring elements of a product's input, and what rounding them to bf16 leaves over `left_over`
+/// elements on.
 __device__ void store_split(__nv_bfloat16* to, std::size_t left_over, float first, float second) {
   const std::uint32_t rounded = pack_bf16(first, second);
   *reinterpret_cast<std::uint32_t*>(to) = rounded;
@@ -65,16 +65,16 @@ struct Shared {
   Stream stream;
   __nv_bfloat16* operand;  // [2, rows, operand_pitch(hidden)]: the normalised residual, and what rounding left over
   int operand_rows;
-  float* scratch;          // kScratchBytes
-  float* sums;             // [kConsumerWarps]
+  float* scratch;  // kScratchBytes
+  float* sums;     // [kConsumerWarps]
   int* is_last;
-  int* token;              // [kDecodeRows], and so are the next two: read from the model once
+  int* token;  // [kDecodeRows], and so are the next two: read from the model once
   int* position;
   int* ring;
 };
 
-/// Tiles of 8 outputs are dealt out to the blocks of the grid in turn, going on from one product to the next, so that over a
-/// layer all blocks stream nearly the same number of bytes.
+/// Tiles of 8 outputs are dealt out to the blocks of the grid in turn, going on from one product to the next, so that
+/// over a layer all blocks stream nearly the same number of bytes.
 class Dealer {
  public:
   /// This block's first tile of the next product, which has `tiles` tiles; the others follow in steps of the grid.
@@ -111,8 +111,8 @@ __device__ KeyRange visible_keys(const DecodeModel& model, const DecodeLayer& la
 }
 
 /// The first key of a block (its first value with `is_value`).
-__device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int row, int kv_head,
-                                         int block, bool is_value) {
+__device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer,
+                                         int row, int kv_head, int block, bool is_value) {
   const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
   if (layer.is_local) {
     const std::size_t ring = static_cast<std::size_t>(shared.ring[row]) * model.local_layers + layer.index_in_kind;
@@ -124,8 +124,8 @@ __device__ __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared&
   return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
 }
 
-/// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on without
-/// talking to others.
+/// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on
+/// without talking to others.
 struct BlockRun {
   int row, kv_head;
   KeyRange range;
@@ -136,12 +136,14 @@ struct BlockRun {
   __device__ int blocks_in_group() const { return min(kBlocksInGroup, range.blocks() - group() * kBlocksInGroup); }
 };
 
-/// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each block of
-/// the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
+/// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
+/// block of the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
 template <class Work>
-__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows, const Work& work) {
+__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
+                             const Work& work) {
   int total = 0;
-  for (int row = 0; row < rows; ++row) total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
+  for (int row = 0; row < rows; ++row)
+    total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
   // Shares begin behind one another at the blocks of the grid that come last in the products, too.
   const long long share = static_cast<long long>(gridDim.x) - 1 - blockIdx.x;
   int item = static_cast<int>(total * share / gridDim.x);
@@ -169,8 +171,8 @@ __device__ void stream_matrix(Producer& producer, Dealer& dealer, const Streamed
   }
 }
 
-__device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
-                                       Producer& producer) {
+__device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer,
+                                       int rows, Producer& producer) {
   const int part_elements = kKeysInPart * model.head_dim;
   for_each_run(model, shared, layer, rows, [&](const BlockRun& run) {
     for (int block = run.first; block < run.first + run.count; ++block) {
@@ -225,14 +227,14 @@ class GridBarrier {
   unsigned expected_ = 0;
 };
 
-/// The next four elements of a row of the residual stream: what was there, and what the last product adds to it after its
-/// own norm. Rounded the same way wherever it is computed.
+/// The next four elements of a row of the residual stream: what was there, and what the last product adds to it after
+/// its own norm. Rounded the same way wherever it is computed.
 struct ResidualRow {
-  const float* residual;          // [hidden]; nullptr in the first layer, where `embedding` is the residual
-  const __nv_bfloat16* embedding; // [hidden]
+  const float* residual;           // [hidden]; nullptr in the first layer, where `embedding` is the residual
+  const __nv_bfloat16* embedding;  // [hidden]
   float embedding_scale;
-  const float* added;             // [hidden]: what the last product gave
-  const float* added_norm;        // [hidden]
+  const float* added;       // [hidden]: what the last product gave
+  const float* added_norm;  // [hidden]
 
   __device__ float4 added_at(int unit) const {
     if (residual == nullptr) return {};
@@ -248,16 +250,20 @@ struct ResidualRow {
 
   __device__ float4 sum(const float4& old, const float4& more, float added_scale, const float4& norm) const {
     if (residual == nullptr) return old;
-    return {fmaf(__fmul_rn(more.x, added_scale), 1.0f + norm.x, old.x), fmaf(__fmul_rn(more.y, added_scale), 1.0f + norm.y, old.y),
-            fmaf(__fmul_rn(more.z, added_scale), 1.0f + norm.z, old.z), fmaf(__fmul_rn(more.w, added_scale), 1.0f + norm.w, old.w)};
+    return {fmaf(__fmul_rn(more.x, added_scale), 1.0f + norm.x, old.x),
+            fmaf(__fmul_rn(more.y, added_scale), 1.0f + norm.y, old.y),
+            fmaf(__fmul_rn(more.z, added_scale), 1.0f + norm.z, old.z),
+            fmaf(__fmul_rn(more.w, added_scale), 1.0f + norm.w, old.w)};
   }
 };
 
-__device__ float add_squares(float sum, const float4& v) { return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum)))); }
+__device__ float add_squares(float sum, const float4& v) {
+  return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
+}
 
-/// Sums over a row, always in the same order: a row is dealt out in units of four elements to 8 segments of 32 lanes; each
-/// lane adds up its units, each segment its lanes, then the segments in order. One row is shared by all warps, of many
-/// each warp has one. @param lane_sum  the sum over units begin, begin + kConsumers, begin + 2 * kConsumers, ...
+/// Sums over a row, always in the same order: a row is dealt out in units of four elements to 8 segments of 32 lanes;
+/// each lane adds up its units, each segment its lanes, then the segments in order. One row is shared by all warps, of
+/// many each warp has one. @param lane_sum  the sum over units begin, begin + kConsumers, begin + 2 * kConsumers, ...
 template <int kRows, class LaneSum>
 __device__ float row_sum(float* shared_sums, const LaneSum& lane_sum) {
   float total = 0;
@@ -273,7 +279,8 @@ __device__ float row_sum(float* shared_sums, const LaneSum& lane_sum) {
   return total;
 }
 
-/// A thread's share of one row's norm weights, held in registers: asked for before the wait for what they are applied to.
+/// A thread's share of one row's norm weights, held in registers: asked for before the wait for what they are applied
+/// to.
 struct NormWeights {
   static constexpr int kHeld = 5;  // units; a row of up to kHeld * 4 * kConsumers elements
   float4 added[kHeld], next[kHeld];
@@ -295,8 +302,8 @@ struct NormWeights {
 /// shared memory. One row is worked on by all consumers, of many rows each by one warp; both compute the same.
 /// @param held  for one row, if it can hold one
 template <int kRows>
-__device__ void normalize_row(const Shared& shared, const ResidualRow& row, const float* norm, const NormWeights& held, int row_index,
-                              int hidden, float eps, float* residual_out) {
+__device__ void normalize_row(const Shared& shared, const ResidualRow& row, const float* norm, const NormWeights& held,
+                              int row_index, int hidden, float eps, float* residual_out) {
   const int units = hidden / 4;
   const float inverse_hidden = 1.0f / static_cast<float>(hidden);
   const int first = kRows == 1 ? static_cast<int>(threadIdx.x) : lane_index();
@@ -314,17 +321,20 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
       }
     }
   }
-  // Visits units begin, begin + kConsumers, ... of the row: visit(unit, old residual, added, norm of the added, next norm).
+  // Visits units begin, begin + kConsumers, ... of the row: visit(unit, old residual, added, norm of the added, next
+  // norm).
   const auto each_unit = [&](int begin, const auto& visit) {
     if (is_held) {
 #pragma unroll
       for (int j = 0; j < kHeld; ++j) {
-        if (begin + j * kConsumers < units) visit(begin + j * kConsumers, old[j], added[j], held.added[j], held.next[j]);
+        if (begin + j * kConsumers < units)
+          visit(begin + j * kConsumers, old[j], added[j], held.added[j], held.next[j]);
       }
     } else {
       for (int unit = begin; unit < units; unit += kConsumers) {
         float4 before = row.old_at(unit);
-        const float4 added_norm = row.residual == nullptr ? float4{} : __ldg(reinterpret_cast<const float4*>(row.added_norm) + unit);
+        const float4 added_norm =
+            row.residual == nullptr ? float4{} : __ldg(reinterpret_cast<const float4*>(row.added_norm) + unit);
         visit(unit, before, row.added_at(unit), added_norm, __ldg(reinterpret_cast<const float4*>(norm) + unit));
       }
     }
@@ -334,7 +344,8 @@ __device__ void normalize_row(const Shared& shared, const ResidualRow& row, cons
   if (row.residual != nullptr) {
     const float squares = row_sum<kRows>(shared.sums, [&](int begin) {
       float sum = 0;
-      each_unit(begin, [&](int, float4&, const float4& more, const float4&, const float4&) { sum = add_squares(sum, more); });
+      each_unit(begin,
+                [&](int, float4&, const float4& more, const float4&, const float4&) { sum = add_squares(sum, more); });
       return sum;
     });
     added_scale = rsqrtf(fmaf(squares, inverse_hidden, eps));
@@ -375,19 +386,23 @@ __device__ float sum_classes(const float (&sums)[8]) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-/// A step's sums for one output: of both accumulators, for the rounded activations (value) and for what rounding left over (rest).
+/// A step's sums for one output: of both accumulators, for the rounded activations (value) and for what rounding left
+/// over (rest).
 __device__ float add_up(float even_value, float odd_value, float even_rest, float odd_rest) {
   return (even_value + odd_value) + (even_rest + odd_rest);
 }
 
-/// One warp: the product of a piece of weights and the operand's columns from `column` on. A piece has up to 16 steps of 32
-/// columns; steps c and c + 8 make class c, and a sum adds up the classes.
+/// One warp: the product of a piece of weights and the operand's columns from `column` on. A piece has up to 16 steps
+/// of 32 columns; steps c and c + 8 make class c, and a sum adds up the classes.
 ///
-/// With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own class's steps
-/// alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both give the same bits.
-/// @return the sums of row lane / 4 (of one row: in all lanes) and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile.
+/// With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
+/// class's steps alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both
+/// give the same bits.
+/// @return the sums of row lane / 4 (of one row: in all lanes) and outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the
+/// tile.
 template <int kRows, bool kIsGlobal>
-__device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column, int columns) {
+__device__ float2 multiply_piece(const Stream& stream, int piece, const Operand& operand, int rows, int column,
+                                 int columns) {
   constexpr int kSteps = kPieceColumns / 32;
   constexpr int kClasses = 8;
   const int lane = lane_index();
@@ -397,7 +412,7 @@ __device__ float2 multiply_piece(const Stream& stream, int piece, const Operand&
     const uint4* eight = reinterpret_cast<const uint4*>(row + column + 32 * step + lane % 4 * 8);
     return kIsGlobal ? __ldcg(eight) : *eight;
   };
-  const auto load_weights = [&](const __nv_bfloat16* weights, int step, std::uint32_t (&b)[4]) {
+  const auto load_weights = [&](const __nv_bfloat16* weights, int step, std::uint32_t(&b)[4]) {
     load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
   };
 
@@ -459,11 +474,11 @@ __device__ float2 multiply_piece(const Stream& stream, int piece, const Operand&
   }
 }
 
-/// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair of
-/// values): outputs 2i and 2i + 1, or of gate_up row i of both.
+/// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
+/// of values): outputs 2i and 2i + 1, or of gate_up row i of both.
 template <int kRows, bool kIsGlobal, class Epilogue>
-__device__ void multiply(const Shared& shared, const StreamedMatrix& matrix, const Operand& operand, int rows, int& next_piece, Dealer& dealer,
-                         const Epilogue& epilogue) {
+__device__ void multiply(const Shared& shared, const StreamedMatrix& matrix, const Operand& operand, int rows,
+                         int& next_piece, Dealer& dealer, const Epilogue& epilogue) {
   const int grid = static_cast<int>(gridDim.x);
   const int lane = lane_index();
   const int pieces = pieces_in_tile(matrix.columns);
@@ -475,12 +490,14 @@ __device__ void multiply(const Shared& shared, const StreamedMatrix& matrix, con
     const int tiles = min(tiles_at_once, (matrix.tiles() - tile + grid - 1) / grid);
     const int slots = tiles * pieces;
     // This warp's pieces: those whose number is its own modulo the number of warps.
-    for (int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps; slot < slots; slot += kConsumerWarps) {
+    for (int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps; slot < slots;
+         slot += kConsumerWarps) {
       const int column = slot % pieces * kPieceColumns;
       const float2 sums = multiply_piece<kRows, kIsGlobal>(shared.stream, next_piece + slot, operand, rows, column,
-                                                    min(kPieceColumns, matrix.columns - column));
+                                                           min(kPieceColumns, matrix.columns - column));
       if (lane / 4 < kRows) {
-        *reinterpret_cast<float2*>(shared.scratch + slot * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4)) = sums;
+        *reinterpret_cast<float2*>(shared.scratch + slot * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4)) =
+            sums;
       }
     }
     next_piece += slots;
@@ -541,8 +558,8 @@ struct AttentionScratch {
 };
 static_assert(sizeof(AttentionScratch) <= kScratchBytes);
 
-/// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to what the lane
-/// across had of it.
+/// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to
+/// what the lane across had of it.
 template <int kOffset, int kCount>
 __device__ void keep_half(float (&values)[16]) {
   const bool is_upper = (lane_index() & kOffset) != 0;
@@ -584,13 +601,14 @@ __device__ void load_dims(const __nv_bfloat16* from, float (&out)[kLaneDims]) {
 template <int kLaneDims>
 __device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
 #pragma unroll
-  for (int i = 0; i < kLaneDims; i += 2) *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
+  for (int i = 0; i < kLaneDims; i += 2)
+    *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
 }
 
 /// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
 template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
-__device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece, const KeyRange& range,
-                            int first_key, int heads, int part) {
+__device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece,
+                            const KeyRange& range, int first_key, int heads, int part) {
   static_assert(kHeadsAtOnce * kKeysInPart == 16);
   const int head_dim = model.head_dim;
   const int lane = lane_index();
@@ -664,10 +682,10 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
   }
 }
 
-/// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run, its key
-/// and value, which go into the cache, too. What the product has left is read once, by all threads together.
-__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, AttentionScratch& scratch,
-                                  const BlockRun& run, int first_head, int heads) {
+/// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
+/// its key and value, which go into the cache, too. What the product has left is read once, by all threads together.
+__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer,
+                                  AttentionScratch& scratch, const BlockRun& run, int first_head, int heads) {
   const int head_dim = model.head_dim;
   const int position = run.range.last;
   const int own_block = position / kBlockKeys;
@@ -677,11 +695,14 @@ __device__ void prepare_attention(const DecodeModel& model, const Shared& shared
   for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
-      scratch.query[h][dim] = h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
+      scratch.query[h][dim] =
+          h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
     }
     if (!has_own) continue;
-    const __nv_bfloat16 key = __float2bfloat16_rn(rotated(qkv + (model.heads + run.kv_head) * head_dim, dim, head_dim, rope));
-    const __nv_bfloat16 value = __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + run.kv_head) * head_dim + dim));
+    const __nv_bfloat16 key =
+        __float2bfloat16_rn(rotated(qkv + (model.heads + run.kv_head) * head_dim, dim, head_dim, rope));
+    const __nv_bfloat16 value =
+        __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + run.kv_head) * head_dim + dim));
     scratch.new_key[dim] = __bfloat162float(key);
     scratch.new_value[dim] = __bfloat162float(value);
     const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
@@ -693,7 +714,8 @@ __device__ void prepare_attention(const DecodeModel& model, const Shared& shared
 /// Combines `count` partial results over neighbouring keys, in order. Thread i of the consumers works on elements i,
 /// i + kConsumers, ... of `heads` heads. Calls done(head, dim, value, softmax) for each.
 template <class PartialOut, class PartialSums, class Done>
-__device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out, const PartialSums& partial_sums, const Done& done) {
+__device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
+                        const PartialSums& partial_sums, const Done& done) {
   constexpr int kAtOnce = 8;  // asked for together
   for (int i = static_cast<int>(threadIdx.x); i < heads * head_dim; i += kConsumers) {
     const int head = i / head_dim;
@@ -726,13 +748,14 @@ __device__ void combine(int count, int heads, int head_dim, const PartialOut& pa
   }
 }
 
-/// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other thread
-/// blocks wrote before they reported can then be read.
+/// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other
+/// thread blocks wrote before they reported can then be read.
 __device__ bool report_done(const Shared& shared, unsigned* arrivals, int done, int all) {
   consumer_barrier();
   if (threadIdx.x == 0) {
     __threadfence();
-    *shared.is_last = fetch_add_acquire_release(arrivals, static_cast<unsigned>(done)) + done == static_cast<unsigned>(all);
+    *shared.is_last =
+        fetch_add_acquire_release(arrivals, static_cast<unsigned>(done)) + done == static_cast<unsigned>(all);
     if (*shared.is_last) *arrivals = 0;  // for the next layer
     __threadfence();
   }
@@ -748,7 +771,8 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, c
   const int groups_wide = (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup;
   const int group = run.group();
   const int groups = run.groups();
-  unsigned* arrivals = model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
+  unsigned* arrivals =
+      model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
 
   const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
     const int element = (run.kv_head * group_heads + head) * head_dim + dim;
@@ -759,17 +783,22 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, c
   const auto block_at = [&](int head, int part) {
     return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
   };
-  const auto block_out = [&](int head, int part, int dim) { return __ldcg(model.partials + block_at(head, part) * head_dim + dim); };
+  const auto block_out = [&](int head, int part, int dim) {
+    return __ldcg(model.partials + block_at(head, part) * head_dim + dim);
+  };
   const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
   if (groups == 1) {
     combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
     return;
   }
-  const auto group_at = [&](int head, int part) { return static_cast<std::size_t>(first_head + head) * groups_wide + part; };
-  combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, [&](int head, int dim, float value, const Softmax& softmax) {
-    __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
-    if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
-  });
+  const auto group_at = [&](int head, int part) {
+    return static_cast<std::size_t>(first_head + head) * groups_wide + part;
+  };
+  combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums,
+          [&](int head, int dim, float value, const Softmax& softmax) {
+            __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
+            if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
+          });
   if (!report_done(shared, arrivals + groups_wide, 1, groups)) return;
   combine(
       groups, group_heads, head_dim,
@@ -778,7 +807,8 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, c
 }
 
 template <int kLaneDims>
-__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows, int& next_piece) {
+__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows,
+                       int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
@@ -792,7 +822,8 @@ __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const
         const int heads = min(kHeadsAtOnce, group_heads - first);
         const int first_head = run.kv_head * group_heads + first;
         // With no more heads than are worked on at once, the queries serve the whole run.
-        if (block == run.first || group_heads > kHeadsAtOnce) prepare_attention(model, shared, layer, scratch, run, first_head, heads);
+        if (block == run.first || group_heads > kHeadsAtOnce)
+          prepare_attention(model, shared, layer, scratch, run, first_head, heads);
         consumer_barrier();
         if (part < parts) {
           attend_part<kLaneDims>(model, shared, scratch, next_piece + part, run.range, first_key, heads, part);
@@ -804,7 +835,8 @@ __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const
             [&](int head, int p) { return scratch.sums[p][head]; },
             [&](int head, int dim, float value, const Softmax& softmax) {
               const std::size_t at =
-                  static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block - run.range.first_block();
+                  static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block -
+                  run.range.first_block();
               __stcg(model.partials + at * head_dim + dim, value);
               if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
             });
@@ -826,9 +858,11 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
   GridBarrier grid(model.grid_arrivals);
   Dealer dealer;
   int next_piece = 0;
-  const Operand normalized{shared.operand, operand_pitch(hidden), static_cast<std::size_t>(shared.operand_rows) * operand_pitch(hidden)};
+  const Operand normalized{shared.operand, operand_pitch(hidden),
+                           static_cast<std::size_t>(shared.operand_rows) * operand_pitch(hidden)};
   const Operand attended{model.attended, query_size, static_cast<std::size_t>(kDecodeRows) * query_size};
-  const Operand activated{model.activated, model.intermediate, static_cast<std::size_t>(kDecodeRows) * model.intermediate};
+  const Operand activated{model.activated, model.intermediate,
+                          static_cast<std::size_t>(kDecodeRows) * model.intermediate};
   float* residual[2] = {model.residual, model.residual + kDecodeRows * static_cast<std::size_t>(hidden)};
 
   // The residual of the last step plus what it added, after its norm; and the norm that comes next.
@@ -843,7 +877,8 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
   const auto normalize = [&](bool is_first) {
     for (int row = kRows == 1 ? 0 : warp_index(); row < rows; row += kConsumerWarps) {
       const std::size_t offset = static_cast<std::size_t>(row) * hidden;
-      const ResidualRow source{is_first ? nullptr : residual[0] + offset, model.embed + static_cast<std::size_t>(shared.token[row]) * hidden,
+      const ResidualRow source{is_first ? nullptr : residual[0] + offset,
+                               model.embed + static_cast<std::size_t>(shared.token[row]) * hidden,
                                model.embedding_scale, model.projected + offset, added_norm};
       normalize_row<kRows>(shared, source, next_norm, held, row, hidden, model.norm_eps, residual[1] + offset);
     }
@@ -880,30 +915,34 @@ __device__ void consume(const DecodeModel& model, const Shared& shared, int rows
     grid.wait();
 
     normalize(false);
-    multiply<kRows, false>(shared, layer.gate_up, normalized, rows, next_piece, dealer, [&](int row, int output, float2 gate_up) {
-      const std::size_t width = static_cast<std::size_t>(model.intermediate);
-      store_split(model.activated + row * width + operand_order(output), kDecodeRows * width, gelu(gate_up.x) * gate_up.y);
-    });
+    multiply<kRows, false>(shared, layer.gate_up, normalized, rows, next_piece, dealer,
+                           [&](int row, int output, float2 gate_up) {
+                             const std::size_t width = static_cast<std::size_t>(model.intermediate);
+                             store_split(model.activated + row * width + operand_order(output), kDecodeRows * width,
+                                         gelu(gate_up.x) * gate_up.y);
+                           });
     grid.wait();
 
-    multiply<kRows, true>(shared, layer.down, activated, rows, next_piece, dealer,
-                          store_to(model.projected, hidden));
+    multiply<kRows, true>(shared, layer.down, activated, rows, next_piece, dealer, store_to(model.projected, hidden));
     fetch_norms(layer.mlp_post_norm, i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
     grid.wait();
   }
   normalize(false);
-  multiply<kRows, false>(shared, model.head, normalized, rows, next_piece, dealer, [&](int row, int output, float2 logits) {
-    float* out = model.logits + row * model.logits_pitch + output;
-    out[0] = soft_cap(logits.x, model.final_softcap);
-    if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
-  });
+  multiply<kRows, false>(shared, model.head, normalized, rows, next_piece, dealer,
+                         [&](int row, int output, float2 logits) {
+                           float* out = model.logits + row * model.logits_pitch + output;
+                           out[0] = soft_cap(logits.x, model.final_softcap);
+                           if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
+                         });
 }
 
 constexpr int kMaxStages = 32;
-constexpr int kSmallBytes = 256 + 16 * kMaxStages;  // sums, flags, the rows' tokens, positions and rings; then the stages' barriers
+constexpr int kSmallBytes =
+    256 + 16 * kMaxStages;  // sums, flags, the rows' tokens, positions and rings; then the stages' barriers
 
 template <int kRows>
-__global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeModel model, int max_rows, int stages) {
+__global__ void __launch_bounds__(kDecodeThreads, 1)
+    decode_kernel(const __grid_constant__ DecodeModel model, int max_rows, int stages) {
   extern __shared__ __align__(1024) char memory[];
   Shared shared;
   shared.stream.stage_memory = memory;
@@ -986,8 +1025,8 @@ int decode_rows_at_once(int hidden) {
   int rows = kDecodeRows;
   while (rows > 0 && fixed_bytes(hidden, rows) + kMinStages * kStageBytes > memory) --rows;
   if (rows == 0) {
-    throw Error("this GPU's blocks have " + std::to_string(memory / 1024) + " KB of shared memory, too little for a hidden size of " +
-                std::to_string(hidden));
+    throw Error("this GPU's blocks have " + std::to_string(memory / 1024) +
+                " KB of shared memory, too little for a hidden size of " + std::to_string(hidden));
   }
   return rows;
 }

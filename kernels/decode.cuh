@@ -19,23 +19,30 @@ inline constexpr int kBlocksInGroup = 16;
 inline constexpr int kPieceRows = 8;
 inline constexpr int kPieceColumns = 512;
 
-/// A weight matrix as it is streamed: in tiles of 8 outputs. A tile of gate_up has 4 rows of the gate and the same 4 of up.
+/// A weight matrix as it is streamed: in tiles of 8 outputs. A tile of gate_up has 4 rows of the gate and the same 4 of
+/// up.
 struct StreamedMatrix {
   const __nv_bfloat16* weights;  ///< [outputs, columns]
   const void* tensor_map;        ///< a CUtensorMap of it in the GPU's memory; for Hopper and newer
   int outputs;
-  int columns;                   ///< a multiple of 32
-  bool is_gate_up;               ///< all of gate, then all of up
+  int columns;      ///< a multiple of 32
+  bool is_gate_up;  ///< all of gate, then all of up
 
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-  int rows_in_tile() const { return is_gate_up ? kPieceRows / 2 : kPieceRows; }
+      int
+      rows_in_tile() const {
+    return is_gate_up ? kPieceRows / 2 : kPieceRows;
+  }
 
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-  int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
+      int
+      tiles() const {
+    return (outputs + kPieceRows - 1) / kPieceRows;
+  }
 };
 
 /// One layer's weights and where its keys and values lie.
@@ -55,25 +62,26 @@ struct DecodeLayer {
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
 /// things lie. What changes (tokens, positions, page tables, how many rows there are) is behind the pointers.
 struct DecodeModel {
-  int hidden, intermediate, heads, kv_heads, head_dim, vocab;  ///< hidden, intermediate, heads * head_dim: multiples of 32
+  int hidden, intermediate, heads, kv_heads, head_dim,
+      vocab;  ///< hidden, intermediate, heads * head_dim: multiples of 32
   int layers, local_layers, global_layers;
-  int window;             ///< of local layers
-  int ring_slots;         ///< a multiple of 64
-  int max_pages;          ///< width of the page table
-  int max_blocks;         ///< of 64 keys that a row may see: width of `partials`
+  int window;      ///< of local layers
+  int ring_slots;  ///< a multiple of 64
+  int max_pages;   ///< width of the page table
+  int max_blocks;  ///< of 64 keys that a row may see: width of `partials`
   float norm_eps;
   float embedding_scale;
   float query_scale;
   float attention_softcap;  ///< 0: none
   float final_softcap;      ///< 0: none
 
-  const DecodeLayer* layer;          ///< [layers]
-  const __nv_bfloat16* embed;        ///< [vocab, hidden]
-  StreamedMatrix head;               ///< [vocab, hidden]
-  const float* final_norm;           ///< [hidden]
-  const float2* rope;                ///< [positions, head_dim / 2]: cosine and sine
-  __nv_bfloat16* rings;              ///< [rings, local_layers, 2, kv_heads, ring_slots, head_dim]
-  __nv_bfloat16* pages;              ///< [pages, global_layers, 2, kv_heads, 64, head_dim]
+  const DecodeLayer* layer;    ///< [layers]
+  const __nv_bfloat16* embed;  ///< [vocab, hidden]
+  StreamedMatrix head;         ///< [vocab, hidden]
+  const float* final_norm;     ///< [hidden]
+  const float2* rope;          ///< [positions, head_dim / 2]: cosine and sine
+  __nv_bfloat16* rings;        ///< [rings, local_layers, 2, kv_heads, ring_slots, head_dim]
+  __nv_bfloat16* pages;        ///< [pages, global_layers, 2, kv_heads, 64, head_dim]
 
   const int* row_count;   ///< rows of this launch, 1 to kDecodeRows
   const int* token;       ///< [rows]
@@ -81,16 +89,16 @@ struct DecodeModel {
   const int* ring;        ///< [rows]
   const int* page_table;  ///< [rows, max_pages]
 
-  float* residual;                ///< [2, rows, hidden]
-  float* qkv;                     ///< [rows, (heads + 2 * kv_heads) * head_dim]
-  float* partials;                ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
-  float2* partial_sums;           ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
-  float* group_partials;          ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
-  float2* group_sums;             ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;        ///< [2, kDecodeRows, heads * head_dim], in operand order: rounded, and what that left over
-  float* projected;               ///< [rows, hidden]
-  __nv_bfloat16* activated;       ///< [2, kDecodeRows, intermediate], likewise
-  float* logits;                  ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  float* residual;           ///< [2, rows, hidden]
+  float* qkv;                ///< [rows, (heads + 2 * kv_heads) * head_dim]
+  float* partials;           ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  float2* partial_sums;      ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
+  float* group_partials;     ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  float2* group_sums;        ///< [rows, heads, max_groups]
+  __nv_bfloat16* attended;   ///< [2, kDecodeRows, heads * head_dim], in operand order: rounded, and what that left over
+  float* projected;          ///< [rows, hidden]
+  __nv_bfloat16* activated;  ///< [2, kDecodeRows, intermediate], likewise
+  float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
   unsigned* grid_arrivals;   ///< zero before the launch
@@ -104,9 +112,10 @@ inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1)
 /// @throws Error if not even one fits.
 int decode_rows_at_once(int hidden);
 
-/// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of the
-/// rows' positions appended to the cache.
-/// @param max_rows  1, or up to decode_rows_at_once(): one row has a kernel of its own. A row gets the same bits from both.
+/// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
+/// the rows' positions appended to the cache.
+/// @param max_rows  1, or up to decode_rows_at_once(): one row has a kernel of its own. A row gets the same bits from
+/// both.
 /// @throws Error if a launch fails.
 void launch_decode(const DecodeModel& model, int max_rows, cudaStream_t stream);
 

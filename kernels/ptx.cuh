@@ -27,17 +27,22 @@ __device__ inline void fence_barrier_init() {
 }
 
 __device__ inline void barrier_arrive(std::uint64_t* barrier) {
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier))
+               : "memory");
 }
 
 __device__ inline bool barrier_test(std::uint64_t* barrier, unsigned parity) {
   unsigned is_done;
 #if __CUDA_ARCH__ >= 900
   asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(is_done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+               : "=r"(is_done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
 #else
   asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(is_done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
+               : "=r"(is_done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
 #endif
   return is_done != 0;
 }
@@ -52,24 +57,31 @@ __device__ inline void barrier_wait(std::uint64_t* barrier, unsigned parity) {
 
 #if __CUDA_ARCH__ >= 900
 __device__ inline void barrier_expect_bytes(std::uint64_t* barrier, unsigned bytes) {
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(barrier)),
-               "r"(bytes) : "memory");
+  asm volatile(
+      "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 /// Copies `bytes` (a multiple of 16, both ends aligned to 16) through the copy engine; the barrier hears of them.
-__device__ inline void bulk_copy(void* to, const void* from, unsigned bytes, std::uint64_t* barrier, std::uint64_t policy) {
+__device__ inline void bulk_copy(void* to, const void* from, unsigned bytes, std::uint64_t* barrier,
+                                 std::uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy) : "memory");
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
 }
 
-/// Copies a box of a tensor, at these coordinates of its four dimensions, innermost first; the barrier hears of the bytes of the
-/// whole box, those outside the tensor included, which become zeros.
+/// Copies a box of a tensor, at these coordinates of its four dimensions, innermost first; the barrier hears of the
+/// bytes of the whole box, those outside the tensor included, which become zeros.
 __device__ inline void tensor_copy(void* to, const void* tensor_map, int x, int y, int z, int w, std::uint64_t* barrier,
                                    std::uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], "
-      "[%6], %7;" ::"r"(shared_address(to)), "l"(tensor_map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared_address(barrier)), "l"(policy)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, "
+      "%3, %4, %5}], "
+      "[%6], %7;" ::"r"(shared_address(to)),
+      "l"(tensor_map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
 
@@ -91,7 +103,8 @@ __device__ inline void copy_async_16(void* to, const void* from) {
 
 /// The same, but zeros instead of what lies at `from` where `is_valid` is false.
 __device__ inline void copy_async_16_or_zero(void* to, const void* from, bool is_valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(is_valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(is_valid ? 16 : 0)
                : "memory");
 }
 
@@ -112,21 +125,26 @@ __device__ inline void copy_async_wait() {
 /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(std::uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 __device__ inline void load_matrices_transposed(std::uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 /// c[16, 8] += a[16, 16] b[16, 8]. With g = lane / 4 and t = lane % 4, c holds (g, 2t), (g, 2t + 1), (g + 8, 2t),
-/// (g + 8, 2t + 1); a0 holds (g, 2t) and (g, 2t + 1), a1 those of row g + 8, a2 and a3 the same of columns 2t + 8; b0 holds
-/// rows 2t and 2t + 1 of column g, b1 rows 2t + 8 and 2t + 9.
+/// (g + 8, 2t + 1); a0 holds (g, 2t) and (g, 2t + 1), a1 those of row g + 8, a2 and a3 the same of columns 2t + 8; b0
+/// holds rows 2t and 2t + 1 of column g, b1 rows 2t + 8 and 2t + 9.
 __device__ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                                            std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -168,7 +186,8 @@ __device__ inline void let_next_kernel_start() {
 
 // --- registers ---
 
-/// Gives the four warps of a warpgroup, which must all call this, more or fewer registers than the kernel was started with.
+/// Gives the four warps of a warpgroup, which must all call this, more or fewer registers than the kernel was started
+/// with.
 template <int kRegisters>
 __device__ inline void take_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -4,8 +4,8 @@
 
 namespace gemma {
 
-/// Cosines and sines of the rotary embedding: table[p, i] = (cos(p * frequency[i]), sin(p * frequency[i])), in double from the
-/// integer position and then rounded.
+/// Cosines and sines of the rotary embedding: table[p, i] = (cos(p * frequency[i]), sin(p * frequency[i])), in double
+/// from the integer position and then rounded.
 /// @param frequency  [half_dim]: theta ^ (-i / half_dim)
 /// @param table      [positions, half_dim]
 /// @throws Error if the launch fails.

@@ -1,20 +1,19 @@
 // Choosing tokens on the GPU, and their log-probabilities.
 //
-// The first kernel reads all logits of all rows, 16 groups of 256 a block. For each group it keeps the largest logit and the
-// sum of exponentials relative to it, for the log-probabilities, and the largest key (select.cuh). The block of a row that
-// finishes last sums up, and answers the row if it can: the greedy choice is the largest of the groups' keys, and a draw
-// from few candidates begins with listing them.
+// The first kernel reads all logits of all rows, 16 groups of 256 a block. For each group it keeps the largest logit
+// and the sum of exponentials relative to it, for the log-probabilities, and the largest key (select.cuh). The block of
+// a row that finishes last sums up, and answers the row if it can: the greedy choice is the largest of the groups'
+// keys, and a draw from few candidates begins with listing them.
 //
 // A draw from many candidates needs the probability of every token. The second kernel computes them and adds them up in
-// bins 1/32 of a logit wide, below the largest. Again the last block of a row finishes: each border (the candidate of rank
-// top_k, the last one within top_p, the drawn one) lies in some bin, whose tokens are listed, put in order and walked along.
+// bins 1/32 of a logit wide, below the largest. Again the last block of a row finishes: each border (the candidate of
+// rank top_k, the last one within top_p, the drawn one) lies in some bin, whose tokens are listed, put in order and
+// walked along.
 //
-// Probabilities are relative to the likeliest token's and held as integers, multiples of 2^-45: sums do not depend on the
-// order in which blocks and threads come.
+// Probabilities are relative to the likeliest token's and held as integers, multiples of 2^-45: sums do not depend on
+// the order in which blocks and threads come.
 //
 // Bytes: all logits once, from the L2 cache where they have just been written; twice for a draw from many candidates.
-
-#include "sample.cuh"
 
 #include <string>
 
@@ -22,6 +21,7 @@
 #include "device/philox.h"
 #include "gemma/error.h"
 #include "ptx.cuh"
+#include "sample.cuh"
 #include "select.cuh"
 
 namespace gemma {
@@ -45,18 +45,18 @@ struct RowState {
   Key best;           // as the draw sees it
   std::uint64_t total_mass;
   std::uint64_t mass_above_min_p;
-  int draws_from_many;  // the second kernel must answer this row
-  unsigned arrivals[2]; // blocks that are done with the row, of either kernel; zero between steps
+  int draws_from_many;   // the second kernel must answer this row
+  unsigned arrivals[2];  // blocks that are done with the row, of either kernel; zero between steps
 };
 
 /// All work space; rows come first in every shape.
 struct Workspace {
-  RowState* state;         // [rows]
-  float2* group_sums;      // [rows, groups]: the largest logit, and the sum of exponentials relative to it
-  Key* model_largest;      // [rows, groups]: the groups' largest keys of the logits as they are
-  Key* drawn_largest;      // [rows, groups]: as the draw sees them
-  std::uint64_t* bin_mass; // [rows, kBins]
-  unsigned* bin_count;     // [rows, kBins]: only where there is a top_k
+  RowState* state;          // [rows]
+  float2* group_sums;       // [rows, groups]: the largest logit, and the sum of exponentials relative to it
+  Key* model_largest;       // [rows, groups]: the groups' largest keys of the logits as they are
+  Key* drawn_largest;       // [rows, groups]: as the draw sees them
+  std::uint64_t* bin_mass;  // [rows, kBins]
+  unsigned* bin_count;      // [rows, kBins]: only where there is a top_k
 };
 
 int groups_of(int vocab) { return (vocab + kGroupLogits - 1) / kGroupLogits; }
@@ -174,7 +174,8 @@ struct RowWork {
   }
 };
 
-/// Whether this is the last block to be done with the row; it can then read what the others wrote. Must be asked once a block.
+/// Whether this is the last block to be done with the row; it can then read what the others wrote. Must be asked once a
+/// block.
 __device__ bool is_last_block(unsigned* arrivals) {
   __shared__ bool is_last;
   __syncthreads();
@@ -228,7 +229,8 @@ __device__ void scan_group(const RowWork& work, int group) {
 /// log(sum(exp(logits))) of the row; minus infinity if there is nothing to sum.
 __device__ double log_sum_exp(const float2* group_sums, int groups) {
   float largest = -INFINITY;
-  for (int i = static_cast<int>(threadIdx.x); i < groups; i += kSampleThreads) largest = fmaxf(largest, __ldcg(group_sums + i).x);
+  for (int i = static_cast<int>(threadIdx.x); i < groups; i += kSampleThreads)
+    largest = fmaxf(largest, __ldcg(group_sums + i).x);
   largest = block_max(largest);
   if (largest == -INFINITY) return -INFINITY;
   double sum = 0;
@@ -269,8 +271,8 @@ __device__ int draw_from_few(const RowWork& work, Selection& shared, const Weigh
   return token_of(shared.list[find_crossing(shared, count, {}, draw_goal(kept, work.random())).index]);
 }
 
-__global__ void __launch_bounds__(kSampleThreads, 2) scan_kernel(const __grid_constant__ SampleArguments arguments,
-                                                              const __grid_constant__ Workspace workspace) {
+__global__ void __launch_bounds__(kSampleThreads, 2)
+    scan_kernel(const __grid_constant__ SampleArguments arguments, const __grid_constant__ Workspace workspace) {
   __shared__ Selection shared;
   __shared__ int recent[kRepeatWindow];
   let_next_kernel_start();
@@ -288,7 +290,8 @@ __global__ void __launch_bounds__(kSampleThreads, 2) scan_kernel(const __grid_co
   bool draws_from_many = false;
   if (work.wanted.is_drawn) {
     Key best = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < work.groups(); i += kSampleThreads) best = max(best, __ldcg(work.drawn_largest() + i));
+    for (int i = static_cast<int>(threadIdx.x); i < work.groups(); i += kSampleThreads)
+      best = max(best, __ldcg(work.drawn_largest() + i));
     best = block_max(best);
     // Where all logits are minus infinity, the lowest id is the largest key.
     if (work.is_greedy() || logit_of(best) == -INFINITY) {
@@ -414,8 +417,9 @@ class Bins {
   float best_;
 };
 
-__global__ void __launch_bounds__(kSampleThreads, 2) draw_from_many_kernel(const __grid_constant__ SampleArguments arguments,
-                                                                        const __grid_constant__ Workspace workspace) {
+__global__ void __launch_bounds__(kSampleThreads, 2)
+    draw_from_many_kernel(const __grid_constant__ SampleArguments arguments,
+                          const __grid_constant__ Workspace workspace) {
   __shared__ Selection shared;
   __shared__ int recent[kRepeatWindow];
   wait_for_previous_kernel();
@@ -430,7 +434,8 @@ __global__ void __launch_bounds__(kSampleThreads, 2) draw_from_many_kernel(const
   if (!is_last_block(&work.state().arrivals[1])) return;
 
   std::uint64_t all = __ldcg(&work.state().total_mass);
-  if (work.candidates() < work.model.vocab) all = bins.find({false, static_cast<std::uint64_t>(work.candidates())}).through.mass;
+  if (work.candidates() < work.model.vocab)
+    all = bins.find({false, static_cast<std::uint64_t>(work.candidates())}).through.mass;
   std::uint64_t kept = all;
   if (sampling.top_p < 1) kept = bins.find(top_p_goal(sampling.top_p, all)).through.mass;
   if (sampling.min_p > 0) kept = min(kept, __ldcg(&work.state().mass_above_min_p));
@@ -438,8 +443,8 @@ __global__ void __launch_bounds__(kSampleThreads, 2) draw_from_many_kernel(const
   if (threadIdx.x == 0) work.answer(token_of(shared.list[drawn.index]), __ldcg(&work.state().normaliser));
 }
 
-void launch(void (*kernel)(SampleArguments, Workspace), const SampleArguments& arguments, const Workspace& workspace, int max_rows,
-            bool starts_early, cudaStream_t stream) {
+void launch(void (*kernel)(SampleArguments, Workspace), const SampleArguments& arguments, const Workspace& workspace,
+            int max_rows, bool starts_early, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks_of(arguments.vocab)), static_cast<unsigned>(max_rows));
   config.blockDim = dim3(kSampleThreads);
@@ -470,8 +475,8 @@ std::size_t sample_workspace_bytes(int max_rows, int vocab) {
 
 void launch_sample(const SampleArguments& arguments, int max_rows, cudaStream_t stream) {
   if (arguments.vocab < 1 || arguments.vocab > kMaxSampledVocab) {
-    throw Error("the GPU sampler takes vocabularies of 1 to " + std::to_string(kMaxSampledVocab) + " tokens, and this model has " +
-                std::to_string(arguments.vocab) + "; use --device cpu");
+    throw Error("the GPU sampler takes vocabularies of 1 to " + std::to_string(kMaxSampledVocab) +
+                " tokens, and this model has " + std::to_string(arguments.vocab) + "; use --device cpu");
   }
   if (max_rows < 1 || max_rows > 65535) {
     throw Error("the GPU sampler takes 1 to 65535 rows at once, and was asked for " + std::to_string(max_rows));

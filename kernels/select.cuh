@@ -2,9 +2,9 @@
 
 // The largest of a row of logits, found by one thread block without sorting the row.
 //
-// A logit and its token make a key: 64 bits that order as candidates do, the larger logit first, the lower id first among
-// equals. No two keys of a row are equal. A row is cut into groups of 256 logits, one warp's work; the largest key of each
-// group is known from an earlier pass, so that only groups that hold wanted keys are read again.
+// A logit and its token make a key: 64 bits that order as candidates do, the larger logit first, the lower id first
+// among equals. No two keys of a row are equal. A row is cut into groups of 256 logits, one warp's work; the largest
+// key of each group is known from an earlier pass, so that only groups that hold wanted keys are read again.
 //
 // Masses are probabilities in fixed point. Their sums are exact, so that no order of threads can change a result.
 
@@ -63,17 +63,19 @@ __device__ inline float usable(float logit, float largest) { return isnan(logit)
 
 /// One row of logits: as the model left them, or as the draw sees them, with the repeat penalty.
 struct LogitsView {
-  const float* logits;       // [vocab]
+  const float* logits;  // [vocab]
   int vocab;
-  float largest;             // what infinity counts as
-  const int* recent;         // [recent_count], in shared memory: tokens that the penalty applies to
+  float largest;      // what infinity counts as
+  const int* recent;  // [recent_count], in shared memory: tokens that the penalty applies to
   int recent_count;
   float penalty;
 
   __device__ int groups() const { return (vocab + kGroupLogits - 1) / kGroupLogits; }
 
   /// The token of element i of the present lane.
-  __device__ static int token(int group, int i) { return group * kGroupLogits + i / 4 * 128 + sample_lane() * 4 + i % 4; }
+  __device__ static int token(int group, int i) {
+    return group * kGroupLogits + i / 4 * 128 + sample_lane() * 4 + i % 4;
+  }
 
   /// The lane's share of a group, as it lies in memory; minus infinity beyond the vocabulary.
   __device__ void load(int group, float (&x)[kLaneLogits]) const {
@@ -89,7 +91,8 @@ struct LogitsView {
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kLaneLogits; ++i) x[i] = token(group, i) < vocab ? __ldcg(logits + token(group, i)) : -INFINITY;
+      for (int i = 0; i < kLaneLogits; ++i)
+        x[i] = token(group, i) < vocab ? __ldcg(logits + token(group, i)) : -INFINITY;
     }
   }
 
@@ -207,7 +210,9 @@ struct Goal {
   bool is_mass;
   std::uint64_t threshold;  // at least 1, at most that of all candidates
 
-  __device__ bool is_reached(const Measure& so_far) const { return (is_mass ? so_far.mass : so_far.count) >= threshold; }
+  __device__ bool is_reached(const Measure& so_far) const {
+    return (is_mass ? so_far.mass : so_far.count) >= threshold;
+  }
 };
 
 /// The entry with which a goal is reached, and all candidates before it and through it.
@@ -304,9 +309,11 @@ __device__ inline void sort_list(Selection& shared, int count) {
   __syncthreads();
 }
 
-/// Narrows a range in which a goal is reached, by a factor of kBins at least. `above`: candidates larger than the range.
+/// Narrows a range in which a goal is reached, by a factor of kBins at least. `above`: candidates larger than the
+/// range.
 template <class MassOf>
-__device__ void narrow(Selection& shared, const KeySource& source, KeyRange& range, Measure& above, const Goal& goal, const MassOf& mass_of) {
+__device__ void narrow(Selection& shared, const KeySource& source, KeyRange& range, Measure& above, const Goal& goal,
+                       const MassOf& mass_of) {
   const int shift = max(0, 64 - __clzll(static_cast<long long>(range.highest - range.lowest)) - kBinBits);
   for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSampleThreads) {
     shared.mass[i] = 0;
@@ -324,8 +331,8 @@ __device__ void narrow(Selection& shared, const KeySource& source, KeyRange& ran
   range.lowest = range.highest - min((Key{1} << shift) - 1, range.highest - range.lowest);
 }
 
-/// Lists in descending order a part of the range that fits into the list and in which the goal is reached; returns its size.
-/// `above` takes in the candidates that are larger.
+/// Lists in descending order a part of the range that fits into the list and in which the goal is reached; returns its
+/// size. `above` takes in the candidates that are larger.
 template <class MassOf>
 __device__ int list_around(Selection& shared, const KeySource& source, KeyRange range, Measure& above, const Goal& goal,
                            const MassOf& mass_of) {
@@ -345,12 +352,14 @@ __device__ inline void list_largest(Selection& shared, const KeySource& source, 
   __syncthreads();
   if (count <= groups && groups <= kListKeys) {
     // Each of `count` groups has one key at least that is not below the count-th of the groups' largest.
-    for (int i = static_cast<int>(threadIdx.x); i < groups; i += kSampleThreads) shared.list[i] = __ldcg(source.group_largest + i);
+    for (int i = static_cast<int>(threadIdx.x); i < groups; i += kSampleThreads)
+      shared.list[i] = __ldcg(source.group_largest + i);
     sort_list(shared, groups);
     range.lowest = shared.list[count - 1];
   }
   Measure above;
-  list_around(shared, source, range, above, {false, static_cast<std::uint64_t>(count)}, [](Key) { return std::uint64_t{0}; });
+  list_around(shared, source, range, above, {false, static_cast<std::uint64_t>(count)},
+              [](Key) { return std::uint64_t{0}; });
   if (above.count > 0) {
     range.lowest = shared.list[count - 1 - static_cast<int>(above.count)];
     list_keys(shared, source, range);

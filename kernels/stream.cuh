@@ -1,8 +1,8 @@
 #pragma once
 
-// Memory as a stream. One warp of each block, the producer, copies pieces of weights and of the cache into a ring of stages
-// in shared memory, in an order that is known in advance; the other warps consume them. The copies never wait for
-// arithmetic, so memory stays busy while the grid waits at a barrier.
+// Memory as a stream. One warp of each block, the producer, copies pieces of weights and of the cache into a ring of
+// stages in shared memory, in an order that is known in advance; the other warps consume them. The copies never wait
+// for arithmetic, so memory stays busy while the grid waits at a barrier.
 
 #include <cstdint>
 
@@ -17,12 +17,12 @@ inline constexpr int kDecodeThreads = kConsumers + 128;  // the producer's warpg
 
 inline constexpr int kStageBytes = kPieceRows * kPieceColumns * 2;
 
-/// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait behind
-/// them (measured).
+/// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait
+/// behind them (measured).
 inline constexpr int kPiecesInFlight = 6;
 
-/// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in them the
-/// 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.
+/// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in
+/// them the 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.
 __device__ inline int swizzled(int row, int column) {
   return column / 64 * (kPieceRows * 64) + row * 64 + (((column / 8) % 8) ^ row) * 8;
 }
@@ -30,9 +30,9 @@ __device__ inline int swizzled(int row, int column) {
 /// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages and is consumed by warp
 /// i % kConsumerWarps.
 struct Stream {
-  char* stage_memory;     // [stages, kStageBytes]
-  std::uint64_t* full;    // [stages]: a piece has arrived
-  std::uint64_t* empty;   // [stages]: a piece has been consumed
+  char* stage_memory;    // [stages, kStageBytes]
+  std::uint64_t* full;   // [stages]: a piece has arrived
+  std::uint64_t* empty;  // [stages]: a piece has been consumed
   int stages;
 
   __device__ __nv_bfloat16* stage(int piece) const {
@@ -59,17 +59,19 @@ struct RingPlace {
   }
 };
 
-/// The producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes of a
-/// warp together.
+/// The producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes
+/// of a warp together.
 class Producer {
  public:
-  __device__ explicit Producer(const Stream& stream) : stream_(stream), in_flight_(min(kPiecesInFlight, stream.stages - 1)) {
+  __device__ explicit Producer(const Stream& stream)
+      : stream_(stream), in_flight_(min(kPiecesInFlight, stream.stages - 1)) {
 #if __CUDA_ARCH__ >= 900
     policy_ = streaming_policy();
 #endif
   }
 
-  /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix, as far as it has them.
+  /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix, as far as it has
+  /// them.
   __device__ void copy_weights(const StreamedMatrix& matrix, int tile, int column) {
     begin(kStageBytes);
 #if __CUDA_ARCH__ >= 900
@@ -77,10 +79,12 @@ class Producer {
 #else
     const int lane = threadIdx.x % 32;
     for (int row = 0; row < kPieceRows; ++row) {
-      const int source = matrix.is_gate_up ? row / 4 * matrix.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
+      const int source =
+          matrix.is_gate_up ? row / 4 * matrix.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
       if (source >= matrix.outputs) continue;
       const __nv_bfloat16* from = matrix.weights + static_cast<std::size_t>(source) * matrix.columns + column;
-      for (int i = 8 * lane; i < min(kPieceColumns, matrix.columns - column); i += 8 * 32) copy_async_16(stage() + swizzled(row, i), from + i);
+      for (int i = 8 * lane; i < min(kPieceColumns, matrix.columns - column); i += 8 * 32)
+        copy_async_16(stage() + swizzled(row, i), from + i);
     }
 #endif
     end();
@@ -102,7 +106,9 @@ class Producer {
   }
 
  private:
-  __device__ __nv_bfloat16* stage() const { return reinterpret_cast<__nv_bfloat16*>(stream_.stage_memory + next_.stage * kStageBytes); }
+  __device__ __nv_bfloat16* stage() const {
+    return reinterpret_cast<__nv_bfloat16*>(stream_.stage_memory + next_.stage * kStageBytes);
+  }
   __device__ std::uint64_t* full() const { return &stream_.full[next_.stage]; }
 
   __device__ void begin(unsigned bytes) {
@@ -129,9 +135,9 @@ class Producer {
 
   Stream stream_;
   int in_flight_;
-  int begun_ = 0;      // pieces that have not been waited for
-  RingPlace next_;     // the next piece
-  RingPlace oldest_;   // the oldest piece that has not been waited for
+  int begun_ = 0;     // pieces that have not been waited for
+  RingPlace next_;    // the next piece
+  RingPlace oldest_;  // the oldest piece that has not been waited for
   std::uint64_t policy_ = 0;
 };
 

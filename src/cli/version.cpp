@@ -29,7 +29,8 @@ std::string names_of(std::int64_t targets) {
 std::string version_text() {
   const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   return std::string("gemma-run ") + GEMMA_VERSION + "\n" +  //
-         "CPU:  " + names_of(HWY_TARGETS) + " (here: " + name_of(usable & -usable) + ")\n" + "CUDA: not in this build";
+         "CPU:  " + names_of(HWY_TARGETS) + " (here: " + name_of(usable & -usable) + ")\n" +
+         "CUDA: " GEMMA_CUDA_VERSION;
 }
 
 }  // namespace gemma::cli

@@ -13,7 +13,9 @@ inline constexpr int kNoWindow = 0x7fffffff;
 
 /// Whether the query at position `query` may see the key at position `key`: causal, and in a local layer at most
 /// `window` positions back, the query's own position included. Positions are >= 0, window is >= 1.
-GEMMA_HOST_DEVICE constexpr bool is_visible(int query, int key, int window) { return key <= query && query - key < window; }
+GEMMA_HOST_DEVICE constexpr bool is_visible(int query, int key, int window) {
+  return key <= query && query - key < window;
+}
 
 /// The mask as it is added to a score: 0 where the key is visible, kMaskedScore elsewhere.
 GEMMA_HOST_DEVICE constexpr float attention_mask(int query, int key, int window) {

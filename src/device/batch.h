@@ -11,13 +11,14 @@ namespace gemma {
 /// token is still a prompt.
 enum class RowKind : std::uint8_t { kPrompt, kGenerated };
 
-/// Stands for the token that the step before has drawn for the same sequence, which the host may not have seen yet. Only for
-/// generated rows of a device that runs ahead, in a batch with the same sequences, one row each, as the one before.
+/// Stands for the token that the step before has drawn for the same sequence, which the host may not have seen yet.
+/// Only for generated rows of a device that runs ahead, in a batch with the same sequences, one row each, as the one
+/// before.
 inline constexpr int kSampledToken = -1;
 
 /// One token on its way through the model.
 struct Row {
-  int token = 0;  ///< in [0, vocab), or kSampledToken
+  int token = 0;     ///< in [0, vocab), or kSampledToken
   int position = 0;  ///< in its sequence, from 0
   int sequence = 0;  ///< index into Batch::sequences
   RowKind kind = RowKind::kPrompt;

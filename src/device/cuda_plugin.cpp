@@ -1,4 +1,5 @@
-// Finds the plug-in library with the CUDA device when it is first asked for, so that programs on the CPU never load CUDA.
+// Finds the plug-in library with the CUDA device when it is first asked for, so that programs on the CPU never load
+// CUDA.
 
 #include <dlfcn.h>
 
@@ -27,7 +28,8 @@ struct Plugin {
 void* open_library(std::string& error) {
   std::error_code ignored;
   const std::filesystem::path folder = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
-  for (const std::filesystem::path& place : {folder / kPluginName, folder / ".." / GEMMA_LIBRARY_FOLDER / kPluginName}) {
+  for (const std::filesystem::path& place :
+       {folder / kPluginName, folder / ".." / GEMMA_LIBRARY_FOLDER / kPluginName}) {
     if (!std::filesystem::exists(place, ignored)) continue;
     void* library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) error = std::string("the CUDA device cannot be loaded: ") + dlerror();
@@ -75,7 +77,8 @@ std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& 
   if (!has_cuda_device(&error)) throw Error(error + "; run it with --device cpu");
   const int count = plugin().count_devices(error);
   if (options.ordinal >= count) {
-    throw Error("there is no GPU " + std::to_string(options.ordinal) + ": this machine has " + std::to_string(count) + ", counted from 0");
+    throw Error("there is no GPU " + std::to_string(options.ordinal) + ": this machine has " + std::to_string(count) +
+                ", counted from 0");
   }
   std::unique_ptr<Device> device(plugin().make_device(model, options, error));
   if (!device) throw Error(error);

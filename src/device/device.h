@@ -54,8 +54,9 @@ class Device {
   /// Bytes of the device's own memory that weights, cache and work space take; 0 where they lie in the host's memory.
   virtual std::size_t memory_bytes() const { return 0; }
 
-  /// Takes all generated rows of the batch from their tokens to their logits, where the device has a kernel for the whole
-  /// step. @return whether it did: then the steps below concern the prompt rows alone, and are left out if there are none.
+  /// Takes all generated rows of the batch from their tokens to their logits, where the device has a kernel for the
+  /// whole step. @return whether it did: then the steps below concern the prompt rows alone, and are left out if there
+  /// are none.
   virtual bool decode_at_once(const Batch& /*batch*/) { return false; }
 
   /// x = embedding of each row's token, times Config::embedding_scale().
@@ -79,8 +80,8 @@ class Device {
   /// @param count  at most max_logit_rows(): 8192 rows of 256,000 float32 logits would be 8.4 GB.
   virtual void logits(const Batch& batch, int first, int count) = 0;
 
-  /// Answers batch.outputs[first, first + count) from the logits just made. Where the device runs ahead, the answers are not
-  /// there before `finish`, and until then must stay where they are.
+  /// Answers batch.outputs[first, first + count) from the logits just made. Where the device runs ahead, the answers
+  /// are not there before `finish`, and until then must stay where they are.
   /// @param answers  [count]
   virtual void sample(const Batch& batch, int first, int count, std::span<Output> answers) = 0;
 
@@ -114,8 +115,8 @@ struct CudaOptions {
 };
 
 /// An NVIDIA GPU. Loads the plug-in library that has the kernels, and with it CUDA, only now.
-/// @throws Error if there is no such library, driver or GPU, or if weights, cache and work space do not fit into the GPU's
-/// memory, with the numbers.
+/// @throws Error if there is no such library, driver or GPU, or if weights, cache and work space do not fit into the
+/// GPU's memory, with the numbers.
 std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options);
 
 /// Whether make_cuda_device has something to work with: the plug-in library, a driver, and at least one GPU.

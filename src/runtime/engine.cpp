@@ -173,7 +173,7 @@ struct Engine::State {
 
 Engine::State::State(const EngineOptions& options) {
   const Stopwatch watch;
-  if (options.chunk < 1) throw Error("the chunk must be at least 1 row");
+  if (options.chunk < 0) throw Error("the chunk must be at least 1 row");
   if (options.context < 0 || options.context > 1 << 24)
     throw Error("the context must be between 1 and 16777216 positions");
   if (options.window < 0) throw Error("the window must be at least 1");
@@ -198,9 +198,9 @@ Engine::State::State(const EngineOptions& options) {
   info.window = options.window != 0 ? options.window : config.window;
   info.is_chat = model.defaults.is_chat;
   info.weights_bytes = model.weights.bytes();
-  chunk = std::min(options.chunk, info.context);
 
   const std::optional<int> gpu = choose_gpu(options.device);
+  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 2048 : 512, info.context);
   const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
   const KvLayout kv = plan_kv_cache(info.window, info.context, /*sequences=*/1, is_bf16 ? KvType::kBf16 : KvType::kF32);
   info.cache_bytes = kv_bytes(config, info.window, info.context, kv.type).total();

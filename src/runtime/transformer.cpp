@@ -29,7 +29,8 @@ void begin_forward(const Config& config, Device& device, const Batch& batch, std
   for (int first = 0; first < outputs; first += device.max_logit_rows()) {
     const int count = std::min(device.max_logit_rows(), outputs - first);
     device.logits(batch, first, count);
-    device.sample(batch, first, count, answers.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)));
+    device.sample(batch, first, count,
+                  answers.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)));
   }
 }
 

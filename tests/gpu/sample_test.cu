@@ -1,4 +1,5 @@
-// The GPU sampler against the rules of device/cpu/sample.h, followed step by step in double precision on sorted candidates.
+// The GPU sampler against the rules of device/cpu/sample.h, followed step by step in double precision on sorted
+// candidates.
 
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
@@ -27,7 +28,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // Known answers of the authors' library, Random123.
 constexpr PhiloxWords kOfZeros = philox4x32({0, 0, 0, 0}, 0);
-static_assert(kOfZeros.x == 0x6627e8d5u && kOfZeros.y == 0xe169c58du && kOfZeros.z == 0xbc57ac4cu && kOfZeros.w == 0x9b00dbd8u);
+static_assert(kOfZeros.x == 0x6627e8d5u && kOfZeros.y == 0xe169c58du && kOfZeros.z == 0xbc57ac4cu &&
+              kOfZeros.w == 0x9b00dbd8u);
 constexpr PhiloxWords kOfPi = philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, 0x299f31d0a4093822u);
 static_assert(kOfPi.x == 0xd16cfe09u && kOfPi.y == 0x94fdccebu && kOfPi.z == 0x5001e420u && kOfPi.w == 0x24126ea1u);
 
@@ -65,13 +67,16 @@ struct Candidate {
   int token;
 };
 
-float usable(float logit) { return std::isnan(logit) ? -kInfinity : std::min(logit, std::numeric_limits<float>::max()); }
+float usable(float logit) {
+  return std::isnan(logit) ? -kInfinity : std::min(logit, std::numeric_limits<float>::max());
+}
 
 std::vector<Candidate> in_order(const std::vector<float>& logits) {
   std::vector<Candidate> candidates(logits.size());
   for (std::size_t i = 0; i < logits.size(); ++i) candidates[i] = {usable(logits[i]), static_cast<int>(i)};
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.token < b.token; });
+  std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+  });
   return candidates;
 }
 
@@ -97,9 +102,10 @@ std::vector<float> penalised(std::vector<float> logits, float penalty, const std
   return logits;
 }
 
-/// The tokens that may be drawn: one, or more where a sum lies so close to a border that rounding decides. The GPU holds
-/// probabilities as multiples of 2^-45 of the largest, which is 3e-14; errors of 1000 tokens may add up.
-std::set<int> drawable(const std::vector<float>& raw, const Sampling& sampling, const std::vector<int>& recent, int position) {
+/// The tokens that may be drawn: one, or more where a sum lies so close to a border that rounding decides. The GPU
+/// holds probabilities as multiples of 2^-45 of the largest, which is 3e-14; errors of 1000 tokens may add up.
+std::set<int> drawable(const std::vector<float>& raw, const Sampling& sampling, const std::vector<int>& recent,
+                       int position) {
   const std::vector<float> logits = penalised(raw, sampling.repeat_penalty, recent);
   if (sampling.temperature == 0) {
     int best = 0;
@@ -116,7 +122,8 @@ std::set<int> drawable(const std::vector<float>& raw, const Sampling& sampling, 
   if (sampling.top_k > 0) ordered.resize(std::min(ordered.size(), static_cast<std::size_t>(sampling.top_k)));
   if (ordered[0].logit == -kInfinity) return {0};
   std::vector<double> weight(ordered.size());
-  for (std::size_t i = 0; i < ordered.size(); ++i) weight[i] = std::exp((ordered[i].logit - ordered[0].logit) / sampling.temperature);
+  for (std::size_t i = 0; i < ordered.size(); ++i)
+    weight[i] = std::exp((ordered[i].logit - ordered[0].logit) / sampling.temperature);
   std::vector<double> sum(ordered.size());
   std::partial_sum(weight.begin(), weight.end(), sum.begin());
   const double all = sum.back();
@@ -126,14 +133,17 @@ std::set<int> drawable(const std::vector<float>& raw, const Sampling& sampling, 
   for (const double error : {-kTolerance, 0.0, kTolerance}) {
     std::size_t within_top_p = ordered.size();
     if (sampling.top_p < 1) {
-      within_top_p = static_cast<std::size_t>(std::lower_bound(sum.begin(), sum.end(), (sampling.top_p + error) * all) - sum.begin()) + 1;
+      within_top_p = static_cast<std::size_t>(std::lower_bound(sum.begin(), sum.end(), (sampling.top_p + error) * all) -
+                                              sum.begin()) +
+                     1;
     }
     for (const double min_p_error : {-1e-14, 0.0, 1e-14}) {
       std::size_t kept = std::min(within_top_p, ordered.size());
       while (kept > 1 && weight[kept - 1] < sampling.min_p * (1 + min_p_error)) --kept;
       for (const double draw_error : {-kTolerance, 0.0, kTolerance}) {
         const double goal = (uniform_random(sampling.seed, position) + draw_error) * sum[kept - 1];
-        const auto chosen = static_cast<std::size_t>(std::upper_bound(sum.begin(), sum.begin() + static_cast<long>(kept), goal) - sum.begin());
+        const auto chosen = static_cast<std::size_t>(
+            std::upper_bound(sum.begin(), sum.begin() + static_cast<long>(kept), goal) - sum.begin());
         tokens.insert(ordered[std::min(chosen, kept - 1)].token);
       }
     }
@@ -165,8 +175,9 @@ RecentTokens recent_tokens(const std::vector<int>& tokens) {
   return recent;
 }
 
-/// Runs all cases, which have one vocabulary, in steps of `max_rows` rows; the last step may have fewer. Step rows, batch rows
-/// and rows of logits are in different orders, and rows of logits `padding` floats further apart than they are long.
+/// Runs all cases, which have one vocabulary, in steps of `max_rows` rows; the last step may have fewer. Step rows,
+/// batch rows and rows of logits are in different orders, and rows of logits `padding` floats further apart than they
+/// are long.
 std::vector<Answer> run(const std::vector<Case>& cases, int max_rows, int padding = 0) {
   const int vocab = static_cast<int>(cases[0].logits.size());
   const auto pitch = static_cast<std::size_t>(vocab + padding);
@@ -259,14 +270,16 @@ void expect_right(const std::vector<Case>& cases, const std::vector<Answer>& ans
     const Answer& answer = answers[i];
     const Sampling& sampling = one.row.sampling;
     const int vocab = static_cast<int>(one.logits.size());
-    const std::string what = one.name + ", vocabulary " + std::to_string(vocab) + ", temperature " + std::to_string(sampling.temperature) +
-                             ", top_k " + std::to_string(sampling.top_k) + ", top_p " + std::to_string(sampling.top_p) + ", min_p " +
-                             std::to_string(sampling.min_p) + ", penalty " + std::to_string(sampling.repeat_penalty) + ", seed " +
-                             std::to_string(sampling.seed) + ", position " + std::to_string(one.position) + ", row " + std::to_string(i);
+    const std::string what =
+        one.name + ", vocabulary " + std::to_string(vocab) + ", temperature " + std::to_string(sampling.temperature) +
+        ", top_k " + std::to_string(sampling.top_k) + ", top_p " + std::to_string(sampling.top_p) + ", min_p " +
+        std::to_string(sampling.min_p) + ", penalty " + std::to_string(sampling.repeat_penalty) + ", seed " +
+        std::to_string(sampling.seed) + ", position " + std::to_string(one.position) + ", row " + std::to_string(i);
     if (one.row.is_drawn != 0) {
       const std::set<int> right = drawable(one.logits, sampling, one.recent, one.position);
       ambiguous += right.size() > 1 ? 1 : 0;
-      EXPECT_TRUE(right.contains(answer.output.token)) << what << ": drew " << answer.output.token << ", right is " << *right.begin();
+      EXPECT_TRUE(right.contains(answer.output.token))
+          << what << ": drew " << answer.output.token << ", right is " << *right.begin();
     } else {
       EXPECT_EQ(answer.output.token, -1) << what;
     }
@@ -276,14 +289,17 @@ void expect_right(const std::vector<Case>& cases, const std::vector<Answer>& ans
     }
     const int asked = one.row.target >= 0 ? one.row.target : answer.output.token;
     ASSERT_LT(asked, vocab) << what;
-    expect_logprob(answer.output.logprob, asked >= 0 ? logprob(one.logits, normaliser, asked) : 0, what + ", log-probability");
+    expect_logprob(answer.output.logprob, asked >= 0 ? logprob(one.logits, normaliser, asked) : 0,
+                   what + ", log-probability");
     for (std::size_t k = 0; k < answer.top.size(); ++k) {
       const int token = ordered[k].token;
       ASSERT_EQ(answer.top[k].token, token) << what << ", likeliest token " << k;
-      expect_logprob(answer.top[k].logprob, logprob(one.logits, normaliser, token), what + ", likeliest token " + std::to_string(k));
+      expect_logprob(answer.top[k].logprob, logprob(one.logits, normaliser, token),
+                     what + ", likeliest token " + std::to_string(k));
     }
   }
-  EXPECT_LE(ambiguous, 2 + static_cast<int>(cases.size()) / 10) << "too many draws near a border to tell right from wrong";
+  EXPECT_LE(ambiguous, 2 + static_cast<int>(cases.size()) / 10)
+      << "too many draws near a border to tell right from wrong";
 }
 
 // --- what to run ---
@@ -366,13 +382,16 @@ TEST_P(SampleOfVocabulary, DrawsAsTheRulesSayFromAlmostEqualLogits) {
 }
 
 TEST_P(SampleOfVocabulary, TakesTheLowerIdFirstAmongEquals) {
-  check("whole numbers and both zeros", [&] { return std::copysign(static_cast<float>(random_() % 4), random_() % 2 == 0 ? 1.0f : -1.0f); });
+  check("whole numbers and both zeros",
+        [&] { return std::copysign(static_cast<float>(random_() % 4), random_() % 2 == 0 ? 1.0f : -1.0f); });
   check("all equal", [] { return -1.5f; });
 }
 
 TEST_P(SampleOfVocabulary, TakesNanAsMinusInfinityAndInfinityAsTheLargestNumber) {
   std::normal_distribution<float> normal(0, 3);
-  check("with NaN and -inf", [&] { return random_() % 3 == 0 ? kNan : random_() % 3 == 0 ? -kInfinity : normal(random_); });
+  check("with NaN and -inf", [&] {
+    return random_() % 3 == 0 ? kNan : random_() % 3 == 0 ? -kInfinity : normal(random_);
+  });
   check("all NaN", [] { return kNan; });
   check("all -inf", [] { return -kInfinity; });
   check("with infinity", [&] { return random_() % 5 == 0 ? kInfinity : normal(random_); });
@@ -520,11 +539,12 @@ TEST(Sample, AdvancesRowsOnTheDeviceFromStepToStepOfOneCapturedGraph) {
       const auto row = static_cast<std::size_t>(i);
       const auto batch_row = static_cast<std::size_t>(rows[row].batch_row);
       std::vector<int>& past = history[row];
-      const std::vector<int> newest(past.end() - std::min<long>(static_cast<long>(past.size()), kRepeatWindow), past.end());
+      const std::vector<int> newest(past.end() - std::min<long>(static_cast<long>(past.size()), kRepeatWindow),
+                                    past.end());
       const std::vector<float> row_logits(logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab);
       const std::set<int> right = drawable(row_logits, rows[row].sampling, newest, position[batch_row]);
-      ASSERT_TRUE(right.contains(drawn[row].token)) << "step " << step << ", row " << i << ": drew " << drawn[row].token << ", right is "
-                                                    << *right.begin();
+      ASSERT_TRUE(right.contains(drawn[row].token))
+          << "step " << step << ", row " << i << ": drew " << drawn[row].token << ", right is " << *right.begin();
       if (rows[row].advances != 0) {
         past.push_back(drawn[row].token);
         ++position[batch_row];

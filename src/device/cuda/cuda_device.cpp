@@ -19,9 +19,9 @@
 namespace gemma::cuda {
 namespace {
 
-constexpr int kMaxLogitRows = 128;     // of a prompt; 131 MB of logits at 256,000 tokens
-constexpr int kTypicalRows = 2048;     // that algorithms of matrix products are chosen for; whatever --chunk says
-constexpr int kMaxDecodeRows = 64;     // generated rows of a step, where there are fewer sequences than that
+constexpr int kMaxLogitRows = 128;  // of a prompt; 131 MB of logits at 256,000 tokens
+constexpr int kTypicalRows = 2048;  // that algorithms of matrix products are chosen for; whatever --chunk says
+constexpr int kMaxDecodeRows = 64;  // generated rows of a step, where there are fewer sequences than that
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -48,14 +48,16 @@ void check_shape(const Model& model, const KvLayout& layout) {
   require_32("the hidden size", config.hidden_size);
   require_32("the intermediate size", config.intermediate_size);
   require_32("heads times head size", config.query_size());
-  require(config.vocab_size <= kMaxSampledVocab, "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
-  if (layout.type != KvType::kBf16) throw Error("the CUDA device keeps its cache in bf16; leave out --kv-type, or use --device cpu");
+  require(config.vocab_size <= kMaxSampledVocab,
+          "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
+  if (layout.type != KvType::kBf16)
+    throw Error("the CUDA device keeps its cache in bf16; leave out --kv-type, or use --device cpu");
 }
 
 /// How many elements everything has that lies in the GPU's memory, weights aside.
 struct Sizes {
-  int decode_rows;    // generated rows of a step
-  int group_rows;     // of them, those of one launch
+  int decode_rows;  // generated rows of a step
+  int group_rows;   // of them, those of one launch
   int max_pages, max_blocks, groups_of_blocks;
   std::size_t rope, rings, pages;
   std::size_t prompt_inputs, x, normed, qkv, q, kv, attended, projected, gate_up, activated;
@@ -64,10 +66,14 @@ struct Sizes {
 
   std::size_t cache_bytes() const { return 2 * (rings + pages); }
   std::size_t work_bytes() const {
-    return 8 * rope + 4 * prompt_inputs + 4 * (x + qkv + projected + gate_up) + 2 * (normed + q + 2 * kv + attended + activated) +
-           4 * (decode_inputs + decode_residual + decode_qkv + partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) +
+    return 8 * rope + 4 * prompt_inputs + 4 * (x + qkv + projected + gate_up) +
+           2 * (normed + q + 2 * kv + attended + activated) +
+           4 * (decode_inputs + decode_residual + decode_qkv + partials + group_partials + group_sums * 2 +
+                partial_sums * 2 + arrivals) +
            2 * 2 * kDecodeRows * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
-           answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) + kMaxTopLogprobs * sizeof(TokenLogprob)) + workspace;
+           answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
+                      kMaxTopLogprobs * sizeof(TokenLogprob)) +
+           workspace;
   }
   std::size_t attended_width, activated_width, hidden;
 };
@@ -126,9 +132,10 @@ std::size_t check_memory(const Model& model, const CudaOptions& options) {
   std::size_t available = 0, total = 0;
   check_cuda(cudaMemGetInfo(&available, &total));
   if (needed > available) {
-    throw Error("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " + gigabytes(needed) + " are needed: " +
-                gigabytes(weights) + " for weights, " + gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) +
-                " x " + std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
+    throw Error("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
+                gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
+                gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
+                std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
                 " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
   }
   return needed;
@@ -137,7 +144,8 @@ std::size_t check_memory(const Model& model, const CudaOptions& options) {
 std::string describe(int ordinal) {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, ordinal));
-  return std::string(properties.name) + ", compute capability " + std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  return std::string(properties.name) + ", compute capability " + std::to_string(properties.major) + "." +
+         std::to_string(properties.minor);
 }
 
 template <class T>
@@ -169,13 +177,15 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_rows_ = sizes.decode_rows;
 
   decode_layers_ = Buffer<DecodeLayer>(weights_.layers().size());
-  check_cuda(cudaMemcpy(decode_layers_.data(), weights_.layers().data(), decode_layers_.bytes(), cudaMemcpyHostToDevice));
+  check_cuda(
+      cudaMemcpy(decode_layers_.data(), weights_.layers().data(), decode_layers_.bytes(), cudaMemcpyHostToDevice));
 
   const int half = config_.head_dim / 2;
   std::vector<double> frequencies(size(half));
   for (int i = 0; i < half; ++i) frequencies[size(i)] = std::pow(config_.rope_theta, -static_cast<double>(i) / half);
   const Buffer<double> device_frequencies(frequencies.size());
-  check_cuda(cudaMemcpy(device_frequencies.data(), frequencies.data(), device_frequencies.bytes(), cudaMemcpyHostToDevice));
+  check_cuda(
+      cudaMemcpy(device_frequencies.data(), frequencies.data(), device_frequencies.bytes(), cudaMemcpyHostToDevice));
   rope_ = Buffer<float2>(sizes.rope);
   launch_rope_table(device_frequencies.data(), layout_.context, half, rope_.data(), stream_);
 
@@ -239,8 +249,9 @@ CudaDevice::Inputs& CudaDevice::next_inputs() {
 
 // --- generated rows ---
 
-// decode_inputs_: row counts of the launches [decode_rows], rings [decode_rows], page table [decode_rows, max_pages], then
-// tokens and positions, [decode_rows + logit_rows] each: those of generated rows, then those of prompt rows with answers.
+// decode_inputs_: row counts of the launches [decode_rows], rings [decode_rows], page table [decode_rows, max_pages],
+// then tokens and positions, [decode_rows + logit_rows] each: those of generated rows, then those of prompt rows with
+// answers.
 int* CudaDevice::decode_tokens() const { return decode_inputs_.data() + decode_rows_ * (2 + max_pages_); }
 int* CudaDevice::decode_positions() const { return decode_tokens() + decode_rows_ + logit_rows_; }
 
@@ -300,15 +311,16 @@ bool CudaDevice::decode_at_once(const Batch& batch) {
   is_sampled_ = false;
   is_continued_ = false;
 
-  // Rows in the order of their launches. A launch takes rows of different sequences: a sequence's second row of the step
-  // must find the first one's keys in the cache.
+  // Rows in the order of their launches. A launch takes rows of different sequences: a sequence's second row of the
+  // step must find the first one's keys in the cache.
   std::vector<int> rows;
   std::vector<int> wave_ends;
   std::size_t generated = 0;
   for (const Row& row : batch.rows) generated += row.kind == RowKind::kGenerated;
   if (generated == 0) return false;
   if (generated > size(decode_rows_)) {
-    throw Error("a step has " + std::to_string(generated) + " generated rows, but this device takes at most " + std::to_string(decode_rows_));
+    throw Error("a step has " + std::to_string(generated) + " generated rows, but this device takes at most " +
+                std::to_string(decode_rows_));
   }
   for (int wave = 0; rows.size() < generated; ++wave) {
     for (const SequenceRows& sequence : batch.sequences) {
@@ -324,7 +336,8 @@ bool CudaDevice::decode_at_once(const Batch& batch) {
   send_decode_inputs(batch, rows, wave_ends);
 
   const int count = static_cast<int>(rows.size());
-  const bool answers_every_row = batch.outputs.size() == rows.size() && batch.rows.size() == rows.size() && count <= logit_rows_;
+  const bool answers_every_row =
+      batch.outputs.size() == rows.size() && batch.rows.size() == rows.size() && count <= logit_rows_;
   if (is_single_wave && is_continued_ && answers_every_row) {
     Graph& graph = step_graphs_[size(count)];
     if (!graph) {
@@ -361,7 +374,8 @@ void CudaDevice::send_decode_inputs(const Batch& batch, std::span<const int> row
     const SequenceRows& sequence = batch.sequences[size(row.sequence)];
     rings.push_back(sequence.ring);
     positions.push_back(row.position);
-    std::copy(sequence.pages.begin(), sequence.pages.end(), pages.begin() + static_cast<std::ptrdiff_t>(i * size(max_pages_)));
+    std::copy(sequence.pages.begin(), sequence.pages.end(),
+              pages.begin() + static_cast<std::ptrdiff_t>(i * size(max_pages_)));
   }
 
   if (is_continued_) {
@@ -380,7 +394,8 @@ void CudaDevice::send_decode_inputs(const Batch& batch, std::span<const int> row
     int launch = 0;
     int first = 0;
     for (int end : wave_ends) {
-      for (; first < end; first = std::min(first + group_rows_, end)) values[launch++] = std::min(group_rows_, end - first);
+      for (; first < end; first = std::min(first + group_rows_, end))
+        values[launch++] = std::min(group_rows_, end - first);
     }
     std::copy(rings.begin(), rings.end(), values + decode_rows_);
     std::copy(pages.begin(), pages.end(), values + 2 * decode_rows_);
@@ -401,8 +416,8 @@ void CudaDevice::send_decode_inputs(const Batch& batch, std::span<const int> row
 // --- prompt rows ---
 
 void CudaDevice::embed(const Batch& batch) {
-  // prompt_inputs_: tokens [max_rows], positions [max_rows], sequences [rings], page table [rings, max_pages], rows of which
-  // logits are wanted [logit_rows].
+  // prompt_inputs_: tokens [max_rows], positions [max_rows], sequences [rings], page table [rings, max_pages], rows of
+  // which logits are wanted [logit_rows].
   Inputs& inputs = next_inputs();
   int* tokens = inputs.values.data();
   int* positions = tokens + max_rows_;
@@ -428,7 +443,8 @@ void CudaDevice::embed(const Batch& batch) {
   }
   send(prompt_inputs_.data(), inputs.values.data(), prompt_inputs_.size() - size(logit_rows_), stream_);
   inputs.is_sent.record(stream_);
-  launch_embed(prompt_inputs_.data(), weights_.embed(), config_.embedding_scale(), prompt_rows_, config_.hidden_size, x_.data(), stream_);
+  launch_embed(prompt_inputs_.data(), weights_.embed(), config_.embedding_scale(), prompt_rows_, config_.hidden_size,
+               x_.data(), stream_);
 }
 
 LayerCache CudaDevice::layer_cache(int layer) const {
@@ -454,10 +470,14 @@ void CudaDevice::qkv(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
   const float eps = static_cast<float>(config_.rms_norm_eps);
   // The other layers' input was normalised at the end of the layer before.
-  if (layer == 0) launch_normalize(x_.data(), nullptr, weights.attention_norm, eps, prompt_rows_, config_.hidden_size, normed_.data(), stream_);
-  gemm_.multiply(qkv_.data(), normed_.data(), weights.qkv.weights, prompt_rows_, config_.qkv_size(), config_.hidden_size, stream_);
-  launch_rope(qkv_.data(), prompt_inputs_.data() + max_rows_, rope_.data(), static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar)),
-              prompt_rows_, config_.heads, config_.kv_heads, config_.head_dim, q_.data(), k_.data(), v_.data(), stream_);
+  if (layer == 0)
+    launch_normalize(x_.data(), nullptr, weights.attention_norm, eps, prompt_rows_, config_.hidden_size, normed_.data(),
+                     stream_);
+  gemm_.multiply(qkv_.data(), normed_.data(), weights.qkv.weights, prompt_rows_, config_.qkv_size(),
+                 config_.hidden_size, stream_);
+  launch_rope(qkv_.data(), prompt_inputs_.data() + max_rows_, rope_.data(),
+              static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar)), prompt_rows_, config_.heads,
+              config_.kv_heads, config_.head_dim, q_.data(), k_.data(), v_.data(), stream_);
 }
 
 void CudaDevice::attend(const Batch& /*batch*/, int layer) {
@@ -472,25 +492,31 @@ void CudaDevice::attend(const Batch& /*batch*/, int layer) {
   attention.sequences = prompt_sequence_table();
   attention.out = attended_.data();
   launch_prompt_attention(attention, prompt_sequences_, longest_sequence_, stream_);
-  launch_kv_commit(k_.data(), v_.data(), attention.cache, attention.sequences, prompt_sequences_, longest_sequence_, stream_);
+  launch_kv_commit(k_.data(), v_.data(), attention.cache, attention.sequences, prompt_sequences_, longest_sequence_,
+                   stream_);
 }
 
 void CudaDevice::attention_out(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
-  gemm_.multiply(projected_.data(), attended_.data(), weights.attention_out.weights, prompt_rows_, config_.hidden_size, config_.query_size(), stream_);
-  launch_add_normalized(projected_.data(), weights.attention_post_norm, weights.mlp_norm, static_cast<float>(config_.rms_norm_eps), prompt_rows_,
-                        config_.hidden_size, x_.data(), normed_.data(), stream_);
+  gemm_.multiply(projected_.data(), attended_.data(), weights.attention_out.weights, prompt_rows_, config_.hidden_size,
+                 config_.query_size(), stream_);
+  launch_add_normalized(projected_.data(), weights.attention_post_norm, weights.mlp_norm,
+                        static_cast<float>(config_.rms_norm_eps), prompt_rows_, config_.hidden_size, x_.data(),
+                        normed_.data(), stream_);
 }
 
 void CudaDevice::mlp(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
   const bool is_last = layer + 1 == config_.layer_count();
   const float* next_norm = is_last ? nullptr : weights_.layers()[size(layer) + 1].attention_norm;
-  gemm_.multiply(gate_up_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_, 2 * config_.intermediate_size, config_.hidden_size, stream_);
+  gemm_.multiply(gate_up_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_, 2 * config_.intermediate_size,
+                 config_.hidden_size, stream_);
   launch_activation(gate_up_.data(), prompt_rows_, config_.intermediate_size, activated_.data(), stream_);
-  gemm_.multiply(projected_.data(), activated_.data(), weights.down.weights, prompt_rows_, config_.hidden_size, config_.intermediate_size, stream_);
-  launch_add_normalized(projected_.data(), weights.mlp_post_norm, next_norm, static_cast<float>(config_.rms_norm_eps), prompt_rows_,
-                        config_.hidden_size, x_.data(), next_norm == nullptr ? nullptr : normed_.data(), stream_);
+  gemm_.multiply(projected_.data(), activated_.data(), weights.down.weights, prompt_rows_, config_.hidden_size,
+                 config_.intermediate_size, stream_);
+  launch_add_normalized(projected_.data(), weights.mlp_post_norm, next_norm, static_cast<float>(config_.rms_norm_eps),
+                        prompt_rows_, config_.hidden_size, x_.data(), next_norm == nullptr ? nullptr : normed_.data(),
+                        stream_);
 }
 
 // --- logits and answers ---
@@ -517,12 +543,13 @@ void CudaDevice::logits(const Batch& batch, int first, int count) {
   send(decode_positions() + decode_rows_, inputs->values.data() + logit_rows_, size(prompt_outputs), stream_);
   inputs->is_sent.record(stream_);
 
-  launch_normalize(x_.data(), wanted_rows, weights_.final_norm(), static_cast<float>(config_.rms_norm_eps), prompt_outputs, config_.hidden_size,
-                   normed_.data(), stream_);
+  launch_normalize(x_.data(), wanted_rows, weights_.final_norm(), static_cast<float>(config_.rms_norm_eps),
+                   prompt_outputs, config_.hidden_size, normed_.data(), stream_);
   const std::size_t pitch = logits_pitch(config_);
   float* out = logits_.data() + size(decode_rows_) * pitch;
   // Outputs beyond the vocabulary come from whatever lies behind the head, and are never looked at.
-  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, static_cast<int>(pitch), config_.hidden_size, stream_);
+  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, static_cast<int>(pitch),
+                 config_.hidden_size, stream_);
   launch_soft_cap(out, config_.final_softcap.value_or(0.0f), prompt_outputs, config_.vocab_size, pitch, stream_);
 }
 
@@ -575,7 +602,8 @@ void CudaDevice::sample(const Batch& batch, int first, int count, std::span<Outp
       pending.recent[size(i)].count = static_cast<int>(recent.size());
     }
     // Only what was drawn for every row of a step can be the next step's input.
-    const bool all_advance = std::all_of(pending.rows.data(), pending.rows.data() + count, [](const SampleRow& row) { return row.advances != 0; });
+    const bool all_advance = std::all_of(pending.rows.data(), pending.rows.data() + count,
+                                         [](const SampleRow& row) { return row.advances != 0; });
     if (!all_advance || size(count) != next_positions_.size()) next_positions_.clear();
     pending.row_count[0] = count;
     send(sample_rows_.data(), pending.rows.data(), size(count), stream_);
@@ -608,7 +636,7 @@ void CudaDevice::collect(Pending& pending) {
   pending.is_done.synchronize();
   for (std::size_t i = 0; i < pending.answers.size(); ++i) {
     const SampleOutput& output = pending.outputs[i];
-    pending.answers[i].token = output.token;
+    pending.answers[i].token = static_cast<int>(output.token);
     pending.answers[i].logprob = output.logprob;
     const TokenLogprob* top = pending.top.data() + i * kMaxTopLogprobs;
     if (pending.top_counts[i] > 0) pending.answers[i].top.assign(top, top + pending.top_counts[i]);
@@ -625,15 +653,19 @@ void CudaDevice::finish(int calls_ahead) {
 
 void CudaDevice::copy_ring(int from, int to) {
   const std::size_t elements = layout_.rings == 0 ? 0 : rings_.size() / size(layout_.rings);
-  check_cuda(cudaMemcpyAsync(rings_.data() + size(to) * elements, rings_.data() + size(from) * elements, 2 * elements, cudaMemcpyDeviceToDevice, stream_));
+  check_cuda(cudaMemcpyAsync(rings_.data() + size(to) * elements, rings_.data() + size(from) * elements, 2 * elements,
+                             cudaMemcpyDeviceToDevice, stream_));
 }
 
 void CudaDevice::copy_page(int from, int to) {
   const std::size_t elements = pages_.size() / size(layout_.pages);
-  check_cuda(cudaMemcpyAsync(pages_.data() + size(to) * elements, pages_.data() + size(from) * elements, 2 * elements, cudaMemcpyDeviceToDevice, stream_));
+  check_cuda(cudaMemcpyAsync(pages_.data() + size(to) * elements, pages_.data() + size(from) * elements, 2 * elements,
+                             cudaMemcpyDeviceToDevice, stream_));
 }
 
-std::size_t CudaDevice::slot_bytes() const { return 2 * 2 * size(config_.local_layer_count()) * size(config_.kv_size()); }
+std::size_t CudaDevice::slot_bytes() const {
+  return 2 * 2 * size(config_.local_layer_count()) * size(config_.kv_size());
+}
 
 void CudaDevice::copy_slot(int ring, int slot, void* host, cudaMemcpyKind direction) {
   // One strided copy: in all local layers, keys and values, and heads, the slot lies equally far from the next.
@@ -649,7 +681,9 @@ void CudaDevice::copy_slot(int ring, int slot, void* host, cudaMemcpyKind direct
   stream_.synchronize();
 }
 
-void CudaDevice::read_slot(int ring, int slot, std::span<std::byte> out) { copy_slot(ring, slot, out.data(), cudaMemcpyDeviceToHost); }
+void CudaDevice::read_slot(int ring, int slot, std::span<std::byte> out) {
+  copy_slot(ring, slot, out.data(), cudaMemcpyDeviceToHost);
+}
 
 void CudaDevice::write_slot(int ring, int slot, std::span<const std::byte> bytes) {
   copy_slot(ring, slot, const_cast<std::byte*>(bytes.data()), cudaMemcpyHostToDevice);

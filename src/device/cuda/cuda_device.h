@@ -113,13 +113,14 @@ class CudaDevice final : public Device {
   Buffer<float2> decode_partial_sums_, decode_group_sums_;
   Buffer<__nv_bfloat16> decode_attended_, decode_activated_;
   Buffer<unsigned> decode_arrivals_;
-  std::vector<int> decode_row_of_;    // index among the generated rows of each row of the batch, or -1
-  std::vector<int> decode_rings_;     // of the last step's generated rows
-  std::vector<int> next_positions_;   // those of the next step, if it continues the last one
-  std::vector<int> sent_pages_;       // the page table that the GPU has
-  std::vector<Graph> step_graphs_;    // [decode_rows + 1]: decoding and sampling of so many rows, captured when first needed
-  bool is_continued_ = false;         // this step's tokens are those that the last one drew
-  bool is_sampled_ = false;           // this step's graph had the sampling in it
+  std::vector<int> decode_row_of_;   // index among the generated rows of each row of the batch, or -1
+  std::vector<int> decode_rings_;    // of the last step's generated rows
+  std::vector<int> next_positions_;  // those of the next step, if it continues the last one
+  std::vector<int> sent_pages_;      // the page table that the GPU has
+  std::vector<Graph>
+      step_graphs_;            // [decode_rows + 1]: decoding and sampling of so many rows, captured when first needed
+  bool is_continued_ = false;  // this step's tokens are those that the last one drew
+  bool is_sampled_ = false;    // this step's graph had the sampling in it
 
   // Logits and answers.
   Buffer<float> logits_;            // generated rows' [decode_rows, vocab], then prompt rows' [logit_rows, vocab]

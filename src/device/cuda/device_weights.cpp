@@ -39,7 +39,8 @@ class Plan {
   std::size_t add(const void* data, std::size_t bytes) {
     const std::size_t offset = end_;
     for (std::size_t done = 0; done < bytes; done += kBlockBytes) {
-      pieces_.push_back({static_cast<const std::byte*>(data) + done, offset + done, std::min(kBlockBytes, bytes - done)});
+      pieces_.push_back(
+          {static_cast<const std::byte*>(data) + done, offset + done, std::min(kBlockBytes, bytes - done)});
     }
     end_ = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
     return offset;
@@ -70,7 +71,8 @@ void copy_pieces(std::span<const Piece> pieces, std::byte* to) {
         Staging& stage = staging[turn++ % kBuffersPerThread];
         stage.is_empty.synchronize();
         std::memcpy(stage.buffer.data(), pieces[i].from, pieces[i].bytes);
-        check_cuda(cudaMemcpyAsync(to + pieces[i].offset, stage.buffer.data(), pieces[i].bytes, cudaMemcpyHostToDevice, stream));
+        check_cuda(cudaMemcpyAsync(to + pieces[i].offset, stage.buffer.data(), pieces[i].bytes, cudaMemcpyHostToDevice,
+                                   stream));
         stage.is_empty.record(stream);
       }
       stream.synchronize();
@@ -170,7 +172,8 @@ void DeviceWeights::make_tensor_maps() {
   check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   if (major < 9) return;
   std::vector<StreamedMatrix*> matrices{&head_};
-  for (DecodeLayer& layer : layers_) matrices.insert(matrices.end(), {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down});
+  for (DecodeLayer& layer : layers_)
+    matrices.insert(matrices.end(), {&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down});
   tensor_maps_ = Buffer<CUtensorMap>(matrices.size());
   std::vector<CUtensorMap> maps;
   for (std::size_t i = 0; i < matrices.size(); ++i) {

@@ -9,8 +9,9 @@
 extern "C" {
 
 /// Makes a device. @return nullptr if that fails, with the reason in `error`.
-__attribute__((visibility("default"))) gemma::Device* gemma_make_cuda_device(const gemma::Model& model, const gemma::CudaOptions& options,
-                                                                            std::string& error) {
+__attribute__((visibility("default"))) gemma::Device* gemma_make_cuda_device(const gemma::Model& model,
+                                                                             const gemma::CudaOptions& options,
+                                                                             std::string& error) {
   try {
     gemma::check_cuda(cudaSetDevice(options.ordinal));
     return std::make_unique<gemma::cuda::CudaDevice>(model, options).release();
@@ -27,9 +28,9 @@ __attribute__((visibility("default"))) int gemma_count_cuda_devices(std::string&
   if (code == cudaSuccess && count > 0) return count;
   cudaGetLastError();
   error = code == cudaSuccess || code == cudaErrorNoDevice ? "this machine has no NVIDIA GPU"
-          : code == cudaErrorInsufficientDriver
-              ? "there is no NVIDIA driver, or it is older than this build's CUDA " + std::to_string(CUDART_VERSION / 1000)
-              : std::string("CUDA cannot be started: ") + cudaGetErrorString(code);
+          : code == cudaErrorInsufficientDriver ? "there is no NVIDIA driver, or it is older than this build's CUDA " +
+                                                      std::to_string(CUDART_VERSION / 1000)
+                                                : std::string("CUDA cannot be started: ") + cudaGetErrorString(code);
   return 0;
 }
 

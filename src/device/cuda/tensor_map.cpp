@@ -18,12 +18,13 @@ CUtensorMap make_tensor_map(const StreamedMatrix& matrix) {
   const cuuint32_t box[] = {kRun, kPieceRows / parts, parts, kPieceColumns / kRun};
   const cuuint32_t every[] = {1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult result = cuTensorMapEncodeTiled(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<__nv_bfloat16*>(matrix.weights), sizes, strides, box, every,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<__nv_bfloat16*>(matrix.weights),
+                             sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
-    throw Error("the GPU's driver refuses a tensor map of " + std::to_string(matrix.outputs) + " x " + std::to_string(matrix.columns) +
-                " (error " + std::to_string(static_cast<int>(result)) + ")");
+    throw Error("the GPU's driver refuses a tensor map of " + std::to_string(matrix.outputs) + " x " +
+                std::to_string(matrix.columns) + " (error " + std::to_string(static_cast<int>(result)) + ")");
   }
   return map;
 }
