@@ -50,8 +50,10 @@ void print_statistic(const std::string& name, const std::string& text) {
 void print_engine(const EngineInfo& info, double load_s) {
   print_statistic("model", info.model + formatted(", loaded in %.3f s", load_s));
   print_statistic("device", info.device);
-  print_statistic("memory", with_unit(info.weights_bytes) + " of weights, " + with_unit(info.cache_bytes) +
-                                " of cache for a context of " + std::to_string(info.context));
+  print_statistic("memory",
+                  with_unit(info.weights_bytes) + " of weights, " + with_unit(info.cache_bytes) +
+                      " of cache for a context of " + std::to_string(info.context) +
+                      (info.device_bytes > 0 ? "; " + with_unit(info.device_bytes) + " of GPU memory in all" : ""));
 }
 
 }  // namespace gemma::cli

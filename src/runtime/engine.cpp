@@ -336,7 +336,9 @@ Result Engine::generate(const Request& request, const TextCallback& on_text, con
       for (const TokenLogprob& top : step.top) logprobs.top.emplace_back(top.token, top.logprob);
       result.logprobs.push_back(std::move(logprobs));
     }
-    const bool goes_on = emit(detokenizer ? stop_texts.push(detokenizer->push(step.token)) : std::string());
+    // An embedding may have more rows than the tokenizer has pieces; what they stand for has no text.
+    const bool has_text = detokenizer && step.token < state.tokenizer->size();
+    const bool goes_on = emit(has_text ? stop_texts.push(detokenizer->push(step.token)) : std::string());
     if (stop_texts.found()) {
       result.finish_reason = FinishReason::kStop;
       return result;

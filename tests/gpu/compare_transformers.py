@@ -61,7 +61,7 @@ def log_probabilities_of_transformers(folder, dtype, ids):
     """Of each id but the first, given those before it."""
     model = Gemma2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").to("cuda").eval()
     # Google's code rounds the embedding's factor to bfloat16, whatever the rest is computed in.
-    factor = model.model.embed_tokens.embed_scale
+    factor = torch.as_tensor(model.model.embed_tokens.embed_scale)
     expected = torch.tensor(model.config.hidden_size**0.5)
     if not torch.allclose(factor.float().cpu(), expected, rtol=2**-8):
         sys.exit(f"compare_transformers: the embedding's factor is {factor}, not {expected}; transformers has changed")
