@@ -1,5 +1,5 @@
-// The decode kernel alone: texts whose every token is a generated row, from an empty cache, so that no kernel of the prompt
-// path (and none of cuBLAS's) runs. Every position's logits are held to the naive reference.
+// The decode kernel alone: texts whose every token is a generated row, from an empty cache, so that no kernel of the
+// prompt path (and none of cuBLAS's) runs. Every position's logits are held to the naive reference.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,10 +16,11 @@
 namespace gemma {
 namespace {
 
-// The kernel's products take their inputs as two bf16 halves, which together leave 2^-17 out. That alone moves logits of up to
-// 10 by 7e-5, but it makes one key or value in some hundreds round to its other neighbour in the bf16 cache, which moves that
-// number by 2^-8. Doing both to the naive reference moves the logits of these texts by 4.4e-3 at most and by 8e-4 in the root
-// mean square of the worst text; with inputs of one half it is 1e-2 to 4e-2, and never less than 3.9e-3 in the mean.
+// The kernel's products take their inputs as two bf16 halves, which together leave 2^-17 out. That alone moves logits
+// of up to 10 by 7e-5, but it makes one key or value in some hundreds round to its other neighbour in the bf16 cache,
+// which moves that number by 2^-8. Doing both to the naive reference moves the logits of these texts by 4.4e-3 at most
+// and by 8e-4 in the root mean square of the worst text; with inputs of one half it is 1e-2 to 4e-2, and never less
+// than 3.9e-3 in the mean.
 constexpr double kLargest = 1e-2;
 constexpr double kTypical = 2e-3;
 
@@ -53,7 +54,8 @@ Model model_of(const Shape& shape) {
 
 std::vector<std::vector<int>> texts_of(const Shape& shape) {
   std::vector<std::vector<int>> texts;
-  for (const int tokens : shape.texts) texts.push_back(random_tokens(tokens, 67, static_cast<unsigned>(texts.size()) + 1));
+  for (const int tokens : shape.texts)
+    texts.push_back(random_tokens(tokens, 67, static_cast<unsigned>(texts.size()) + 1));
   return texts;
 }
 
@@ -114,25 +116,26 @@ TEST_P(Decode, MatchesNaiveArithmeticAtEveryPosition) { expect_right(GetParam())
 // Keys are worked on in blocks of 64 and by two heads at once. Texts are long enough that rings wrap.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Decode,
-    ::testing::Values(Shape{.name = "OneSequence", .texts = {150}},
-                      Shape{.name = "SequencesOfDifferentLengths", .texts = {71, 190, 5}},
-                      Shape{.name = "MoreSequencesThanALaunchTakes", .texts = {20, 19, 18, 66, 16, 15, 14, 13, 12}},
-                      Shape{.name = "HeadsOf32", .head_dim = 32, .kv_heads = 2, .texts = {80, 70, 33}},
-                      Shape{.name = "HeadsOf48", .head_dim = 48, .kv_heads = 2, .texts = {80, 70, 33}},
-                      Shape{.name = "HeadsOf80", .head_dim = 80, .kv_heads = 2, .texts = {80, 70, 33}},
-                      Shape{.name = "HeadsOf128", .head_dim = 128, .kv_heads = 2, .texts = {80, 70, 33}},
-                      Shape{.name = "HeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = {80, 70, 33}},
-                      Shape{.name = "AKeyOfItsOwnForEveryHead", .kv_heads = 4, .heads_per_kv_head = 1, .texts = {80, 70, 33}},
-                      Shape{.name = "FourHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 4, .texts = {80, 70, 33}},
-                      Shape{.name = "ThreeHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 3, .texts = {80, 70, 33}},
-                      Shape{.name = "WindowOf1", .window = 1, .texts = {140, 130, 66}},
-                      Shape{.name = "WindowOf64", .window = 64, .texts = {200, 130, 66}},
-                      Shape{.name = "WindowOf100", .window = 100, .texts = {330, 260, 99}},
-                      Shape{.name = "ColumnsOfMoreThanAPiece", .hidden = 608, .layers = 3, .texts = {20, 70}}),
+    ::testing::Values(
+        Shape{.name = "OneSequence", .texts = {150}},
+        Shape{.name = "SequencesOfDifferentLengths", .texts = {71, 190, 5}},
+        Shape{.name = "MoreSequencesThanALaunchTakes", .texts = {20, 19, 18, 66, 16, 15, 14, 13, 12}},
+        Shape{.name = "HeadsOf32", .head_dim = 32, .kv_heads = 2, .texts = {80, 70, 33}},
+        Shape{.name = "HeadsOf48", .head_dim = 48, .kv_heads = 2, .texts = {80, 70, 33}},
+        Shape{.name = "HeadsOf80", .head_dim = 80, .kv_heads = 2, .texts = {80, 70, 33}},
+        Shape{.name = "HeadsOf128", .head_dim = 128, .kv_heads = 2, .texts = {80, 70, 33}},
+        Shape{.name = "HeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = {80, 70, 33}},
+        Shape{.name = "AKeyOfItsOwnForEveryHead", .kv_heads = 4, .heads_per_kv_head = 1, .texts = {80, 70, 33}},
+        Shape{.name = "FourHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 4, .texts = {80, 70, 33}},
+        Shape{.name = "ThreeHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 3, .texts = {80, 70, 33}},
+        Shape{.name = "WindowOf1", .window = 1, .texts = {140, 130, 66}},
+        Shape{.name = "WindowOf64", .window = 64, .texts = {200, 130, 66}},
+        Shape{.name = "WindowOf100", .window = 100, .texts = {330, 260, 99}},
+        Shape{.name = "ColumnsOfMoreThanAPiece", .hidden = 608, .layers = 3, .texts = {20, 70}}),
     [](const auto& param) { return param.param.name; });
 
-// Beyond 16 blocks of 64 keys, attention is combined in two levels: in the global layer from position 1024 on, and in the
-// local one with groups that do not begin at the text's first block.
+// Beyond 16 blocks of 64 keys, attention is combined in two levels: in the global layer from position 1024 on, and in
+// the local one with groups that do not begin at the text's first block.
 TEST(LongTextDecode, CombinesGroupsOfBlocksBeyond1024Keys) {
   expect_right({.name = "", .head_dim = 32, .window = 1050, .hidden = 32, .texts = {1300, 1100}});
 }
