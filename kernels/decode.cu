@@ -12,7 +12,8 @@
 // goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order in
 // groups of 16 by whichever thread block finishes last, and then the groups.
 //
-// Bytes of a step: all weights once, and the keys and values that the rows' queries see.
+// Bytes of a step: all weights once, and the keys and values that the rows' queries see. With one row an H100 reads
+// them at 68% (2B, context 512), 65% (2B, 8000), 83% (9B, 512) and 79% (9B, 8000) of 3.09 TB/s: see NOTES.md.
 
 #include <algorithm>
 #include <string>

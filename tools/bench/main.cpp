@@ -30,7 +30,7 @@ struct Options {
   int context = 512;
   int prompt = 512;
   int tokens = 16;
-  int chunk = 512;
+  int chunk = 0;  // 0: as the engine does
   int repeats = 3;
   bool is_json = false;
 };
@@ -141,8 +141,9 @@ int run(const Options& options) {
   const Config& config = model.config;
   const int context = std::min(options.context, config.context - options.tokens);
   const int longest = std::max(context + options.tokens + 2, options.prompt) + 1;
-  const int chunk = std::min(options.chunk, std::max(options.prompt, 1));
   const bool is_on_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
+  const int default_chunk = is_on_gpu ? 2048 : 512;
+  const int chunk = std::min(options.chunk > 0 ? options.chunk : default_chunk, std::max(options.prompt, 1));
   const KvType kv_type = is_on_gpu ? KvType::kBf16 : KvType::kF32;
   const KvLayout kv = plan_kv_cache(config.window, longest, 1, kv_type);
   const std::unique_ptr<Device> device =
@@ -244,9 +245,8 @@ int main(int argc, char** argv) {
   app.add_option("-n,--tokens", options.tokens, "tokens to decode")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--chunk", options.chunk, "rows of a prompt read at once")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 2048)")
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("--repeats", options.repeats, "how often a prompt is measured")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
