@@ -144,6 +144,10 @@ int run(const Options& options) {
   const bool is_on_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
   const int default_chunk = is_on_gpu ? 2048 : 512;
   const int chunk = std::min(options.chunk > 0 ? options.chunk : default_chunk, std::max(options.prompt, 1));
+  if (is_on_gpu && options.bandwidth <= 0) {
+    throw Error(
+        "say with --bandwidth how many GB/s this GPU reads (an H100 3090): only a CPU's memory is measured yet");
+  }
   const KvType kv_type = is_on_gpu ? KvType::kBf16 : KvType::kF32;
   const KvLayout kv = plan_kv_cache(config.window, longest, 1, kv_type);
   const std::unique_ptr<Device> device =
