@@ -60,7 +60,8 @@ class KvCache {
   /// @throws Error if the sequence would outgrow its max_length.
   SequenceRows extend(Id id, int count);
 
-  /// Remembers the present length as one to which `truncate` can always go back.
+  /// Remembers the present length as one to which `truncate` can go back however far the rings have moved on. (It still
+  /// says no if it would have to copy a page that a fork shares, and the pool has none left.)
   void checkpoint(Id id);
 
   /// Whether `truncate` to this length is possible: its window is still in the ring, or a checkpoint kept it.
