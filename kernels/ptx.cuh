@@ -85,10 +85,6 @@ __device__ inline void tensor_copy(void* to, const void* tensor_map, int x, int 
       : "memory");
 }
 
-__device__ inline void prefetch_tensor_map(const void* tensor_map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
-}
-
 /// For data that is read once a step: the first to leave the L2 cache.
 __device__ inline std::uint64_t streaming_policy() {
   std::uint64_t policy;

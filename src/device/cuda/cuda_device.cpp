@@ -161,8 +161,7 @@ void clear(const Buffer<T>& buffer, cudaStream_t stream) {
 }  // namespace
 
 CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
-    : model_(model),
-      config_(model.config),
+    : config_(model.config),
       layout_(options.kv),
       max_rows_(options.max_rows),
       logit_rows_(std::min(options.max_rows, kMaxLogitRows)),

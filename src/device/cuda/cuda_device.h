@@ -79,7 +79,6 @@ class CudaDevice final : public Device {
   void collect(Pending& pending);
   void copy_slot(int ring, int slot, void* host, cudaMemcpyKind direction);
 
-  Model model_;
   Config config_;
   KvLayout layout_;
   int max_rows_;
