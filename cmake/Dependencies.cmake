@@ -23,6 +23,8 @@ if(PKG_CONFIG_FOUND)
   gemma_require(Highway_FOUND "Google Highway" libhwy-dev)
   pkg_check_modules(xxHash QUIET IMPORTED_TARGET libxxhash)
   gemma_require(xxHash_FOUND xxHash libxxhash-dev)
+  pkg_check_modules(libedit QUIET IMPORTED_TARGET libedit)
+  gemma_require(libedit_FOUND libedit libedit-dev)
 endif()
 
 if(GEMMA_TESTS)
