@@ -7,9 +7,8 @@
 #include "cli/common_options.h"
 #include "cli/generation_options.h"
 #include "cli/interrupt.h"
-#include "cli/json_output.h"
 #include "cli/numbers.h"
-#include "cli/statistics.h"
+#include "cli/result_output.h"
 #include "cli/terminal.h"
 #include "cli/text_input.h"
 #include "gemma/engine.h"
@@ -40,58 +39,6 @@ void read_prompt(PromptOptions& options) {
   }
 }
 
-const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kInterrupt:
-      return "interrupt";
-  }
-  return "";
-}
-
-Json to_json(const std::vector<StepLogprobs>& steps, const Tokenizer& tokenizer) {
-  const auto entry = [&tokenizer](int token, double logprob) {
-    return Json{{"token", token}, {"piece", tokenizer.piece(token)}, {"logprob", logprob}};
-  };
-  Json list = Json::array();
-  for (const StepLogprobs& step : steps) {
-    Json top = Json::array();
-    for (const auto& [token, logprob] : step.top) top.push_back(entry(token, logprob));
-    list.push_back(entry(step.token, step.logprob));
-    list.back()["top"] = std::move(top);
-  }
-  return list;
-}
-
-Json to_json(const Result& result, const Tokenizer& tokenizer) {
-  return {
-      {"text", result.text},
-      {"prompt_tokens", result.prompt_tokens},
-      {"tokens", result.tokens},
-      {"finish_reason", name_of(result.finish_reason)},
-      {"seed", result.seed},
-      {"logprobs", to_json(result.logprobs, tokenizer)},
-      {"timing",
-       {{"load_s", result.timing.load_s},
-        {"prefill_s", result.timing.prefill_s},
-        {"decode_s", result.timing.decode_s},
-        {"prefill_tokens_per_s", result.timing.prefill_tokens_per_s()},
-        {"decode_tokens_per_s", result.timing.decode_tokens_per_s()}}},
-  };
-}
-
-void print_statistics(const Result& result, const EngineInfo& info) {
-  print_statistic("prompt", in_tokens(result.timing.prompt_tokens, result.timing.prefill_s));
-  print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) +
-                                "); after the first " +
-                                in_tokens(result.timing.decoded_tokens, result.timing.decode_s));
-  print_statistic("seed", std::to_string(result.seed));
-  print_engine(info, result.timing.load_s);
-}
-
 int run(PromptOptions& options) {
   const CommonOptions& common = options.common;
   require_at_most_one({options.text_option, options.file_option, options.tokens_option},
@@ -111,7 +58,7 @@ int run(PromptOptions& options) {
   const auto on_text = [&](std::string_view text) {
     if (is_streaming && !text.empty()) {
       if (last == 0 && shows_prompt) print_prompt(options.request.prompt);
-      print(text);
+      print_answer(text);
       last = text.back();
     }
     return !interrupt.was_interrupted();

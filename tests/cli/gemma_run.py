@@ -21,7 +21,7 @@ TIMEOUT_S = 240
 def environment(**changes):
     """The environment without what would change a test's meaning, and with `changes`."""
     clean = {name: value for name, value in os.environ.items() if name not in ("GEMMA_MODEL", "NO_COLOR")}
-    return {**clean, **changes}
+    return {**clean, "TERM": "xterm", **changes}
 
 
 def start(*arguments, **options):
