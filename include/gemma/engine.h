@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "gemma/error.h"
+#include "gemma/message.h"
 #include "gemma/tokenizer.h"
 
 namespace gemma {
@@ -33,6 +35,8 @@ struct EngineOptions {
                                 ///< never results.
   int window = 0;               ///< narrows the sliding window of the local layers; 0: the model's own
   CacheType cache = CacheType::kAuto;
+  int sequences = 1;  ///< requests that are worked on at once; 0: as many as fit, up to 64 (8 on the CPU)
+  std::size_t checkpoint_bytes = std::size_t{1} << 30;  ///< host memory for going back in conversations
 };
 
 /// How text is generated. What is not set comes from the model file, else from Gemma's defaults (in brackets).
@@ -51,11 +55,17 @@ struct GenerationOptions {
   bool parse_special = false;  ///< control tokens written in the prompt count as such
 };
 
-/// A text to be completed.
+/// A conversation whose keys and values stay in the cache from one request to the next.
+enum class Session : int {};
+
+/// What is to be completed: the first of `tokens`, `messages` and `prompt` that is not empty.
 struct Request {
   std::string prompt;
-  std::vector<int> tokens;  ///< when not empty: the prompt as ids, used as they stand, `prompt` unused
-  GenerationOptions options;
+  std::vector<Message> messages = {};  ///< a conversation that ends with a message of the user
+  std::vector<int> tokens = {};        ///< ids, used as they stand
+  GenerationOptions options = {};
+  /// The cache to go on from: as much of the prompt as the session has read, or made, before is not read again.
+  std::optional<Session> session = {};
 };
 
 enum class FinishReason { kStop, kLength, kInterrupt };
@@ -71,7 +81,7 @@ struct Timing {
   double load_s = 0;     ///< making the engine
   double prefill_s = 0;  ///< reading the prompt, to the first token
   double decode_s = 0;   ///< all tokens after the first
-  int prompt_tokens = 0;
+  int prompt_tokens = 0;   ///< that were read: those that the cache had are not among them
   int decoded_tokens = 0;  ///< tokens that decode_s was spent on
 
   double prefill_tokens_per_s() const { return prefill_s > 0 ? prompt_tokens / prefill_s : 0; }
@@ -81,6 +91,7 @@ struct Timing {
 struct Result {
   std::string text;  ///< the answer, without stop texts and control tokens
   int prompt_tokens = 0;
+  int cached_tokens = 0;    ///< of them, those that the cache had already
   std::vector<int> tokens;  ///< the answer's ids, without the stop token
   FinishReason finish_reason = FinishReason::kLength;
   std::uint64_t seed = 0;
@@ -97,6 +108,9 @@ struct Score {
   std::vector<double> logprobs;  ///< of every prediction in order, natural logarithms
 };
 
+/// Names a request that was submitted.
+enum class RequestId : std::uint64_t {};
+
 /// Receives the text of an answer as it is made, in whole UTF-8 characters; empty after a token that completes none.
 /// Return false to stop.
 using TextCallback = std::function<bool(std::string_view text)>;
@@ -105,19 +119,37 @@ using TextCallback = std::function<bool(std::string_view text)>;
 /// there are. Return false to stop.
 using ProgressCallback = std::function<bool(int read, int total)>;
 
+/// What a caller wants to hear of a request. All are called from within Engine::step; they may submit and cancel
+/// requests. What one of them throws leaves step() and ends its request, which is heard of no more; the other requests
+/// go on with the next step.
+struct Callbacks {
+  TextCallback on_text = {};
+  ProgressCallback on_progress = {};
+  std::function<void(Result result)> on_done = {};
+};
+
 /// What `inspect` and `--stats` show about the loaded model and the memory it takes.
 struct EngineInfo {
   std::string model;   ///< path, or "the built-in demo model"
   std::string device;  ///< "CPU, AVX-512, 2 threads"
   int context = 0;     ///< positions that a sequence may have
   int window = 0;
+  int sequences = 1;  ///< requests that are worked on at once
+  std::string device_kind;     ///< "cpu" or "cuda"
+  std::uint64_t model_id = 0;  ///< differs between models that differ
   bool is_chat = false;
   std::uint64_t weights_bytes = 0;
   std::uint64_t cache_bytes = 0;   ///< of one sequence at the full context
   std::uint64_t device_bytes = 0;  ///< of GPU memory, for weights, cache and work space; 0 on the CPU
 };
 
-/// A model loaded on a device. One call at a time; an engine may be moved between threads.
+/// A model loaded on a device, and the requests that it works on. One call at a time; an engine may be moved between
+/// threads.
+///
+/// Many requests share the work (continuous batching): each step takes one token further every answer that is being
+/// made, and reads a part of the prompts of those that came next. A request is admitted, in the order of submission,
+/// when the cache can hold it to its longest possible answer. What requests submitted together have in common at their
+/// beginning is read once. The result of a request depends on nothing but the request: not on others, not on the chunk.
 class Engine {
  public:
   /// @throws Error if the model cannot be loaded, or does not fit, or the device does not exist.
@@ -126,11 +158,31 @@ class Engine {
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
-  /// Completes a text.
-  /// @throws Error if the prompt is not valid UTF-8, has ids outside the vocabulary, or does not fit into the context
-  ///         together with at least one new token; if an option is out of range.
+  /// Completes a text: submits it, and runs until it is done.
+  /// @throws Error as submit() does.
   /// When a callback stops it, the result has what was made until then and FinishReason::kInterrupt.
   Result generate(const Request& request, const TextCallback& on_text = {}, const ProgressCallback& on_progress = {});
+
+  /// Takes a request, and does nothing for it yet.
+  /// @throws Error if the prompt is not valid UTF-8, has ids outside the vocabulary, or does not fit into the context
+  ///         together with at least one new token; if an option is out of range; if the session is busy.
+  RequestId submit(const Request& request, Callbacks callbacks);
+
+  /// Ends a request with what it has made so far and FinishReason::kInterrupt, at the beginning of the next step.
+  /// Nothing happens if it is done already.
+  void cancel(RequestId id);
+
+  /// One step of the model for all requests that there is room for. @return whether there is more to do.
+  /// @throws Error if the device fails.
+  bool step();
+
+  /// Steps until all requests are done.
+  void run();
+
+  /// Opens an empty session. It takes the place of one of the requests that are worked on at once, until it is closed.
+  /// @throws Error if there is no room for it.
+  Session open_session();
+  void close_session(Session session);  ///< @throws Error if a request is using it.
 
   /// Log-probability of every token of a text; `<bos>` is put before the text, and before each window of a long one.
   /// A callback that stops it makes it throw Error.
@@ -140,6 +192,9 @@ class Engine {
   /// The same for ids as they stand, cut into windows of the context with nothing added.
   /// @throws Error if an id is outside the vocabulary.
   Score score(std::span<const int> tokens, const ProgressCallback& on_progress = {});
+
+  /// Ids of a conversation as a prompt. @throws Error as submit() does; not for being too long.
+  int count_tokens(std::span<const Message> messages) const;
 
   const Tokenizer& tokenizer() const;
   const EngineInfo& info() const;

@@ -12,4 +12,10 @@ class Error : public std::runtime_error {
   explicit Error(const std::string& message) : std::runtime_error(message) {}
 };
 
+/// What was asked for does not fit into memory; asking for less may help.
+class OutOfMemory : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace gemma

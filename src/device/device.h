@@ -48,6 +48,7 @@ class Device {
 
   virtual std::string description() const = 0;  ///< for people: "CPU, AVX-512, 2 threads"
   virtual int max_rows() const = 0;             ///< rows that a batch may have
+  virtual int max_generated_rows() const { return max_rows(); }  ///< of them, generated rows
   virtual int max_logit_rows() const = 0;       ///< rows whose logits are held at once
   virtual const KvLayout& kv_layout() const = 0;
 
@@ -98,14 +99,15 @@ class Device {
   /// Copies one page of all global layers to another.
   virtual void copy_page(int from, int to) = 0;
 
-  /// Bytes of one position in all local layers: what read_slot and write_slot move.
+  /// Bytes of one position in all local layers: what read_slots and write_slots move for each slot.
   virtual std::size_t slot_bytes() const = 0;
 
-  /// Reads the keys and values of all local layers in one slot of a ring. @param out [slot_bytes()]
-  virtual void read_slot(int ring, int slot, std::span<std::byte> out) = 0;
+  /// Reads the keys and values of all local layers in `count` neighbouring slots of a ring.
+  /// @param out [count * slot_bytes()], in an order of the device's own
+  virtual void read_slots(int ring, int slot, int count, std::span<std::byte> out) = 0;
 
-  /// Puts back what read_slot has read.
-  virtual void write_slot(int ring, int slot, std::span<const std::byte> bytes) = 0;
+  /// Puts back what read_slots has read of as many slots.
+  virtual void write_slots(int ring, int slot, int count, std::span<const std::byte> bytes) = 0;
 };
 
 struct CudaOptions {

@@ -1,29 +1,21 @@
 #include "gemma/engine.h"
 
 #include <algorithm>
-#include <array>
-#include <chrono>
 #include <cmath>
 #include <random>
+#include <string>
 #include <utility>
 
 #include "device/device.h"
 #include "model/model_file.h"
+#include "runtime/answer.h"
 #include "runtime/kv_cache.h"
-#include "runtime/stop_texts.h"
+#include "runtime/scheduler.h"
 #include "runtime/transformer.h"
 #include "tokenizer/chat_template.h"
 
 namespace gemma {
 namespace {
-
-class Stopwatch {
- public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 void require_option(bool holds, const char* what) {
   if (!holds) throw Error(std::string("generation option out of range: ") + what);
@@ -81,76 +73,46 @@ class ScopedSequence {
   KvCache::Id id_;
 };
 
-/// The next rows of one sequence, without outputs yet.
-Batch next_rows(KvCache& cache, KvCache::Id id, std::span<const int> tokens, RowKind kind) {
+/// The next rows of a prompt, without outputs yet.
+Batch next_rows(KvCache& cache, KvCache::Id id, std::span<const int> tokens) {
   Batch batch;
   batch.sequences.push_back(cache.extend(id, static_cast<int>(tokens.size())));
   int position = batch.sequences.front().position;
-  for (int token : tokens) batch.rows.push_back({.token = token, .position = position++, .sequence = 0, .kind = kind});
+  for (int token : tokens) batch.rows.push_back({.token = token, .position = position++, .sequence = 0});
   return batch;
 }
 
-/// The steps that draw an answer's tokens, one after the other. Where the device runs ahead, the step after the one
-/// that is waited for has been given out, too, so that the device never waits for the host.
-class AnswerSteps {
- public:
-  /// @param text        prompt and answer as far as they are known; grows while this lives
-  /// @param max_length  of text: no step is begun for a token beyond it
-  AnswerSteps(const Config& config, Device& device, KvCache& cache, KvCache::Id id, const std::vector<int>& text,
-              std::size_t max_length, const OutputRow& wanted)
-      : config_(config),
-        device_(device),
-        cache_(cache),
-        id_(id),
-        text_(text),
-        max_length_(max_length),
-        wanted_(wanted) {}
+/// Requests that are worked on at once when as many as fit are asked for: tried first, then half of it, and so on.
+constexpr int kMostSequences = 64;
+constexpr int kMostSequencesOnCpu = 8;
 
-  ~AnswerSteps() {
+/// Positions that a request is expected to take, where many share the pool of pages.
+constexpr int kTypicalPositions = 2048;
+
+/// Prompt rows of a step that also makes tokens.
+constexpr int kMixedChunk = 512;
+constexpr int kMixedChunkOnCpu = 128;
+
+/// The cache for some requests at once: one of any length, and others of the typical one; and for what prompts share.
+KvLayout plan_cache(int window, int context, int sequences, KvType type) {
+  KvLayout kv = plan_kv_cache(window, context, sequences, type);
+  if (sequences == 1) return kv;
+  kv.rings = sequences + 1;
+  kv.pages = KvCache::pages_for(context) + sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
+  return kv;
+}
+
+/// Calls make(sequences) with as many as fit.
+template <class Make>
+std::unique_ptr<Device> make_with_room(int most, const Make& make) {
+  for (int sequences = most;; sequences /= 2) {
     try {
-      device_.finish(0);  // nothing may write to answers_ any more
-    } catch (const Error&) {
-      // Whatever is wrong with the device shows again when it is used next.
+      return make(sequences);
+    } catch (const OutOfMemory&) {
+      if (sequences == 1) throw;
     }
   }
-  AnswerSteps(const AnswerSteps&) = delete;
-  AnswerSteps& operator=(const AnswerSteps&) = delete;
-
-  /// The next token of the answer. Its caller puts it at the end of the text before the next call.
-  const Output& next() {
-    if (begun_ == finished_) begin();
-    // The step after the prompt's is not of the same rows, so it needs a token that is known.
-    const bool may_run_ahead = device_.runs_ahead() && begun_ >= 2 && begun_ - finished_ == 1;
-    if (may_run_ahead && cache_.length(id_) + std::size_t{1} < max_length_) begin();
-    device_.finish(begun_ - finished_ - 1);
-    return answers_[static_cast<std::size_t>(finished_++ % 2)].front();
-  }
-
- private:
-  void begin() {
-    const auto known = std::span(text_).subspan(std::min<std::size_t>(text_.size(), cache_.length(id_)));
-    const int drawn[] = {kSampledToken};
-    Batch batch =
-        next_rows(cache_, id_, known.empty() ? drawn : known, begun_ == 0 ? RowKind::kPrompt : RowKind::kGenerated);
-    batch.outputs.push_back(wanted_);
-    batch.outputs.front().row = static_cast<int>(batch.rows.size()) - 1;
-    batch.outputs.front().recent = std::span(text_).last(std::min<std::size_t>(text_.size(), kRepeatWindow));
-    std::vector<Output>& answers = answers_[static_cast<std::size_t>(begun_++ % 2)];
-    answers.assign(1, {});
-    begin_forward(config_, device_, batch, answers);
-  }
-
-  const Config& config_;
-  Device& device_;
-  KvCache& cache_;
-  KvCache::Id id_;
-  const std::vector<int>& text_;
-  std::size_t max_length_;
-  OutputRow wanted_;
-  int begun_ = 0;
-  int finished_ = 0;
-  std::array<std::vector<Output>, 2> answers_;
-};
+}
 
 }  // namespace
 
@@ -159,15 +121,16 @@ struct Engine::State {
   std::optional<Tokenizer> tokenizer;
   std::unique_ptr<Device> device;
   std::optional<KvCache> cache;
+  std::optional<Scheduler> scheduler;
+  std::vector<std::pair<Callbacks, Result>> done_at_once;  // requests for no tokens
   int chunk = 0;
   EngineInfo info;
   double load_s = 0;
 
   explicit State(const EngineOptions& options);
 
-  std::vector<int> prompt_ids(const Request& request) const;
+  std::vector<TextToken> prompt_text(const Request& request) const;
   void check_ids(std::span<const int> ids) const;
-  bool is_stop_token(int token) const;
   void score_window(std::span<const int> window, Score& score, const std::function<void(int)>& on_rows);
 };
 
@@ -178,6 +141,8 @@ Engine::State::State(const EngineOptions& options) {
     throw Error("the context must be between 1 and 16777216 positions");
   if (options.window < 0) throw Error("the window must be at least 1");
   if (options.threads < 0) throw Error("the number of threads must be at least 1");
+  if (options.sequences < 0 || options.sequences > 4096)
+    throw Error("the number of requests at once must be between 1 and 4096");
 
   model = options.model.empty() ? load_demo_model() : load_model(options.model);
   const Config& config = model.config;
@@ -196,43 +161,66 @@ Engine::State::State(const EngineOptions& options) {
   info.model = model.name;
   info.context = options.context != 0 ? options.context : config.context;
   info.window = options.window != 0 ? options.window : config.window;
+  info.model_id = model.identity;
   info.is_chat = model.defaults.is_chat;
   info.weights_bytes = model.weights.bytes();
 
   const std::optional<int> gpu = choose_gpu(options.device);
   chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 2048 : 512, info.context);
   const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
-  const KvLayout kv = plan_kv_cache(info.window, info.context, /*sequences=*/1, is_bf16 ? KvType::kBf16 : KvType::kF32);
-  info.cache_bytes = kv_bytes(config, info.window, info.context, kv.type).total();
-  if (gpu) {
-    device = make_cuda_device(model, {.ordinal = *gpu, .max_rows = chunk, .kv = kv});
-  } else {
-    device = make_cpu_device(model, {.threads = options.threads, .max_rows = chunk, .kv = kv});
-  }
+  const KvType type = is_bf16 ? KvType::kBf16 : KvType::kF32;
+  const auto make_device = [&](int sequences) {
+    const KvLayout kv = plan_cache(info.window, info.context, sequences, type);
+    const int max_rows = chunk + sequences;
+    return gpu ? make_cuda_device(model, {.ordinal = *gpu, .max_rows = max_rows, .kv = kv})
+               : make_cpu_device(model, {.threads = options.threads, .max_rows = max_rows, .kv = kv});
+  };
+  device = options.sequences != 0 ? make_device(options.sequences)
+                                  : make_with_room(gpu ? kMostSequences : kMostSequencesOnCpu, make_device);
+  cache.emplace(*device);
+  const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
+  scheduler.emplace(config, *device, *cache,
+                    SchedulerLimits{.chunk = chunk,
+                                    .mixed_chunk = mixed_chunk,
+                                    .checkpoint_bytes = options.checkpoint_bytes});
+
+  info.cache_bytes = kv_bytes(config, info.window, info.context, type).total();
+  info.sequences = std::max(device->kv_layout().rings - 1, 1);
   info.device_bytes = device->memory_bytes();
   info.device = device->description();
-  cache.emplace(*device);
+  info.device_kind = gpu ? "cuda" : "cpu";
   load_s = watch.seconds();
 }
 
-std::vector<int> Engine::State::prompt_ids(const Request& request) const {
-  std::vector<int> ids = request.tokens;
-  if (ids.empty()) {
-    const ControlTokens control = request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
-    if (request.options.chat.value_or(model.defaults.is_chat)) {
-      const ChatMessage message{.role = "user", .content = request.prompt};
-      ids = chat_prompt(*tokenizer, {&message, 1}, control);
-    } else {
-      ids = tokenizer->encode(request.prompt, control);
-      if (ids.empty() || ids.front() != tokenizer->bos()) ids.insert(ids.begin(), tokenizer->bos());
-    }
+std::vector<TextToken> Engine::State::prompt_text(const Request& request) const {
+  const ControlTokens control = request.options.parse_special ? ControlTokens::kParse : ControlTokens::kAsText;
+  const auto chat = [&](std::span<const Message> messages) {
+    if (!tokenizer) throw Error("'" + info.model + "' has no tokenizer");
+    return chat_prompt(*tokenizer, messages, control);
+  };
+  ChatPrompt prompt;
+  if (!request.tokens.empty()) {
+    prompt.ids = request.tokens;
+  } else if (!request.messages.empty()) {
+    prompt = chat(request.messages);
+  } else if (request.options.chat.value_or(model.defaults.is_chat)) {
+    const Message message{.role = "user", .content = request.prompt};
+    prompt = chat({&message, 1});
+  } else {
+    if (!tokenizer) throw Error("'" + info.model + "' has no tokenizer");
+    prompt.ids = tokenizer->encode(request.prompt, control);
+    if (prompt.ids.empty() || prompt.ids.front() != tokenizer->bos())
+      prompt.ids.insert(prompt.ids.begin(), tokenizer->bos());
   }
-  check_ids(ids);
-  if (static_cast<int>(ids.size()) >= info.context) {
-    throw Error("the prompt is too long: it has " + std::to_string(ids.size()) + " tokens, and the context of " +
-                std::to_string(info.context) + " must also hold the answer; shorten it or raise --context");
+  check_ids(prompt.ids);
+
+  std::vector<TextToken> text;
+  text.reserve(prompt.ids.size());
+  for (int id : prompt.ids) text.push_back({id, RowKind::kPrompt});
+  for (const ChatPrompt::Range& answer : prompt.answers) {
+    for (int i = answer.first; i < answer.last; ++i) text[static_cast<std::size_t>(i)].kind = RowKind::kGenerated;
   }
-  return ids;
+  return text;
 }
 
 void Engine::State::check_ids(std::span<const int> ids) const {
@@ -244,16 +232,11 @@ void Engine::State::check_ids(std::span<const int> ids) const {
   }
 }
 
-bool Engine::State::is_stop_token(int token) const {
-  const std::vector<int>& stops = model.defaults.stop_tokens;
-  return std::find(stops.begin(), stops.end(), token) != stops.end();
-}
-
 void Engine::State::score_window(std::span<const int> window, Score& score, const std::function<void(int)>& on_rows) {
   const ScopedSequence sequence(*cache, static_cast<int>(window.size()));
   for (std::size_t first = 0; first < window.size(); first += chunk) {
     const std::size_t rows = std::min<std::size_t>(chunk, window.size() - first);
-    Batch batch = next_rows(*cache, sequence.id(), window.subspan(first, rows), RowKind::kPrompt);
+    Batch batch = next_rows(*cache, sequence.id(), window.subspan(first, rows));
     for (std::size_t row = 0; row < rows && first + row + 1 < window.size(); ++row) {
       batch.outputs.push_back({.row = static_cast<int>(row), .target = window[first + row + 1]});
     }
@@ -270,88 +253,71 @@ Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
 Engine& Engine::operator=(Engine&&) noexcept = default;
 
-Result Engine::generate(const Request& request, const TextCallback& on_text, const ProgressCallback& on_progress) {
+RequestId Engine::submit(const Request& request, Callbacks callbacks) {
   State& state = *state_;
   const GenerationOptions& options = request.options;
-  OutputRow wanted;
-  wanted.sampling = resolve_sampling(options, state.model.defaults);
-  wanted.top_logprobs = std::min(options.logprobs, state.model.config.vocab_size);
-
-  std::vector<int> text = state.prompt_ids(request);
-  const std::size_t prompt_size = text.size();
-  const int prompt_tokens = static_cast<int>(prompt_size);
-  const int max_tokens = std::min(options.max_tokens, state.info.context - prompt_tokens);
+  Job job;
+  job.wanted.sampling = resolve_sampling(options, state.model.defaults);
+  job.wanted.top_logprobs = std::min(options.logprobs, state.model.config.vocab_size);
+  job.text = state.prompt_text(request);
+  const int prompt_tokens = static_cast<int>(job.text.size());
+  if (prompt_tokens >= state.info.context) {
+    throw Error("the prompt is too long: it has " + std::to_string(prompt_tokens) + " tokens, and the context of " +
+                std::to_string(state.info.context) + " must also hold the answer; shorten it or raise --context");
+  }
+  job.max_tokens = std::min(options.max_tokens, state.info.context - prompt_tokens);
+  if (request.session) job.session = static_cast<int>(*request.session);
 
   Result result;
   result.prompt_tokens = prompt_tokens;
-  result.seed = wanted.sampling->seed;
+  result.seed = job.wanted.sampling->seed;
   result.timing.load_s = state.load_s;
-  result.timing.prompt_tokens = prompt_tokens;
-  if (max_tokens == 0) return result;
-
-  const ScopedSequence sequence(*state.cache, prompt_tokens + max_tokens);
-  const Stopwatch prefill;
-  const auto interrupted = [&] {
-    result.finish_reason = FinishReason::kInterrupt;
-    return std::move(result);
-  };
-  // All of the prompt but its last chunk, which is read by the loop below.
-  for (std::size_t read = 0; prompt_size - read > static_cast<std::size_t>(state.chunk);) {
-    const auto chunk = std::span(text).subspan(read, state.chunk);
-    forward(state.model.config, *state.device, next_rows(*state.cache, sequence.id(), chunk, RowKind::kPrompt));
-    read += chunk.size();
-    if (on_progress && !on_progress(static_cast<int>(read), prompt_tokens)) return interrupted();
+  if (job.max_tokens == 0) {
+    state.done_at_once.emplace_back(std::move(callbacks), std::move(result));
+    return RequestId{0};
   }
+  job.listener = std::make_unique<Answer>(state.tokenizer ? &*state.tokenizer : nullptr,
+                                          state.model.defaults.stop_tokens, options, std::move(callbacks),
+                                          std::move(result));
+  return RequestId{state.scheduler->submit(std::move(job))};
+}
 
-  std::optional<StreamingDetokenizer> detokenizer;
-  if (state.tokenizer) detokenizer.emplace(*state.tokenizer);
-  StopTexts stop_texts(options.stop);
-  const auto emit = [&](const std::string& piece) {
-    result.text += piece;
-    return !on_text || on_text(piece);
-  };
+void Engine::cancel(RequestId id) { state_->scheduler->cancel(static_cast<Scheduler::Ticket>(id)); }
 
-  AnswerSteps steps(state.model.config, *state.device, *state.cache, sequence.id(), text,
-                    prompt_size + static_cast<std::size_t>(max_tokens), wanted);
-  std::optional<Stopwatch> decode;
-  while (true) {
-    const Output& step = steps.next();
-    if (!decode) {
-      result.timing.prefill_s = prefill.seconds();
-      decode.emplace();
-      if (on_progress && !on_progress(prompt_tokens, prompt_tokens)) return interrupted();
-    } else {
-      result.timing.decode_s = decode->seconds();
-      ++result.timing.decoded_tokens;
-    }
-    if (!options.ignore_eos && state.is_stop_token(step.token)) {
-      result.finish_reason = FinishReason::kStop;
-      break;
-    }
-
-    text.push_back(step.token);
-    result.tokens.push_back(step.token);
-    if (options.logprobs > 0) {
-      StepLogprobs logprobs{.token = step.token, .logprob = step.logprob, .top = {}};
-      for (const TokenLogprob& top : step.top) logprobs.top.emplace_back(top.token, top.logprob);
-      result.logprobs.push_back(std::move(logprobs));
-    }
-    // An embedding may have more rows than the tokenizer has pieces; what they stand for has no text.
-    const bool has_text = detokenizer && step.token < state.tokenizer->size();
-    const bool goes_on = emit(has_text ? stop_texts.push(detokenizer->push(step.token)) : std::string());
-    if (stop_texts.found()) {
-      result.finish_reason = FinishReason::kStop;
-      return result;
-    }
-    if (!goes_on) {
-      result.finish_reason = FinishReason::kInterrupt;
-      break;
-    }
-    if (static_cast<int>(result.tokens.size()) == max_tokens) break;
+bool Engine::step() {
+  const auto done_at_once = std::exchange(state_->done_at_once, {});
+  for (const auto& [callbacks, result] : done_at_once) {
+    if (callbacks.on_done) callbacks.on_done(result);
   }
-  if (detokenizer) emit(stop_texts.push(detokenizer->finish()) + stop_texts.finish());
-  if (stop_texts.found()) result.finish_reason = FinishReason::kStop;
-  return result;
+  return state_->scheduler->step() || !state_->done_at_once.empty();
+}
+
+void Engine::run() {
+  while (step()) {
+  }
+}
+
+Result Engine::generate(const Request& request, const TextCallback& on_text, const ProgressCallback& on_progress) {
+  std::optional<Result> result;
+  const auto on_done = [&result](Result made) { result = std::move(made); };
+  const RequestId id = submit(request, {.on_text = on_text, .on_progress = on_progress, .on_done = on_done});
+  try {
+    while (!result) step();
+  } catch (...) {
+    state_->scheduler->forget(static_cast<Scheduler::Ticket>(id));
+    throw;
+  }
+  return *std::move(result);
+}
+
+Session Engine::open_session() { return Session{state_->scheduler->open_session()}; }
+
+void Engine::close_session(Session session) { state_->scheduler->close_session(static_cast<int>(session)); }
+
+int Engine::count_tokens(std::span<const Message> messages) const {
+  Request request;
+  request.messages.assign(messages.begin(), messages.end());
+  return static_cast<int>(state_->prompt_text(request).size());
 }
 
 Score Engine::score(std::string_view text, ControlTokens control, const ProgressCallback& on_progress) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -54,6 +55,12 @@ KvCache::KvCache(Device& device) : device_(device), sequences_(static_cast<std::
   for (int page = pages - 1; page >= 0; --page) free_.push_back(page);
 }
 
+int KvCache::pages_for(int positions) { return blocks_for(positions); }
+
+bool KvCache::can_create(int max_length) const {
+  return has_unused_sequence() && blocks_for(max_length) <= free_pages();
+}
+
 KvCache::Id KvCache::create(int max_length) {
   if (blocks_for(max_length) > free_pages()) {
     throw Error("no room for a sequence of " + std::to_string(max_length) + " positions: it needs " +
@@ -71,16 +78,25 @@ void KvCache::remove(Id id) {
   sequence = Sequence{};
 }
 
-KvCache::Id KvCache::fork(Id id, int max_length) {
-  const Sequence& parent = alive(id);
-  if (max_length < parent.length) throw Error("a fork cannot be shorter than what it forks from");
+int KvCache::pages_for_fork(const Sequence& parent, int max_length) const {
   // Once a partly filled page is shared, each of the two may have to copy it: the child's own pages include its copy.
   const int child_pages = blocks_for(max_length) - parent.length / kPagePositions;
   const int parent_copy = is_partial(parent.length) && page_users_[parent.pages.back()] == 1 ? 1 : 0;
-  if (child_pages + parent_copy > free_pages()) {
+  return child_pages + parent_copy;
+}
+
+bool KvCache::can_fork(Id id, int max_length) const {
+  const Sequence& parent = alive(id);
+  return has_unused_sequence() && max_length >= parent.length && pages_for_fork(parent, max_length) <= free_pages();
+}
+
+KvCache::Id KvCache::fork(Id id, int max_length) {
+  const Sequence& parent = alive(id);
+  if (max_length < parent.length) throw Error("a fork cannot be shorter than what it forks from");
+  const int pages = pages_for_fork(parent, max_length);
+  if (pages > free_pages()) {
     throw Error("no room for a fork of " + std::to_string(max_length) + " positions: it needs " +
-                std::to_string(child_pages + parent_copy) + " more cache pages, " + std::to_string(free_pages()) +
-                " are free");
+                std::to_string(pages) + " more cache pages, " + std::to_string(free_pages()) + " are free");
   }
   const Id child = unused_sequence();
   device_.copy_ring(id, child);
@@ -123,11 +139,13 @@ SequenceRows KvCache::extend(Id id, int count) {
   return rows;
 }
 
-void KvCache::checkpoint(Id id) {
-  Sequence& sequence = alive(id);
-  if (sequence.checkpoints.empty() || sequence.checkpoints.back() != sequence.length) {
-    sequence.checkpoints.push_back(sequence.length);
+void KvCache::checkpoint(Id id, int length) {
+  if (!can_truncate(id, length)) {
+    throw Error("the cache cannot go back to " + std::to_string(length) + " positions, now or later");
   }
+  std::vector<int>& checkpoints = alive(id).checkpoints;
+  const auto place = std::lower_bound(checkpoints.begin(), checkpoints.end(), length);
+  if (place == checkpoints.end() || *place != length) checkpoints.insert(place, length);
 }
 
 bool KvCache::can_truncate(Id id, int length) const {
@@ -144,9 +162,19 @@ bool KvCache::can_truncate(Id id, int length) const {
   if (length == 0 || device_.slot_bytes() == 0) return true;
   const int missing_end = std::min(length, sequence.oldest_in_ring);
   for (int position = first_visible(length, device_.kv_layout().window); position < missing_end; ++position) {
-    if (!sequence.kept.contains(position)) return false;
+    if (!is_kept(sequence, position)) return false;
   }
   return true;
+}
+
+int KvCache::nearest_length(Id id, int at_most) const {
+  const Sequence& sequence = alive(id);
+  const int limit = std::min(at_most, sequence.length);
+  if (can_truncate(id, limit)) return limit;
+  for (auto length = sequence.checkpoints.rbegin(); length != sequence.checkpoints.rend(); ++length) {
+    if (*length < limit && can_truncate(id, *length)) return *length;
+  }
+  return 0;
 }
 
 void KvCache::truncate(Id id, int length) {
@@ -157,9 +185,9 @@ void KvCache::truncate(Id id, int length) {
   Sequence& sequence = alive(id);
   const KvLayout& layout = device_.kv_layout();
   const int first = first_visible(length, layout.window);
-  for (int position = first; position < std::min(length, sequence.oldest_in_ring); ++position) {
-    const auto slot = sequence.kept.find(position);
-    if (slot != sequence.kept.end()) device_.write_slot(id, position % layout.ring_slots, slot->second);
+  for (const auto& [position, kept] : sequence.kept) {
+    if (kept.last <= first || position >= std::min(length, sequence.oldest_in_ring)) continue;
+    device_.write_slots(id, position % layout.ring_slots, kept.last - position, kept.bytes);
   }
   sequence.oldest_in_ring = std::min(sequence.oldest_in_ring, first);
   sequence.length = length;
@@ -177,9 +205,11 @@ bool KvCache::drop_oldest_checkpoint(Id id) {
 }
 
 std::size_t KvCache::checkpoint_bytes() const {
-  std::size_t slots = 0;
-  for (const Sequence& sequence : sequences_) slots += sequence.kept.size();
-  return slots * device_.slot_bytes();
+  std::size_t bytes = 0;
+  for (const Sequence& sequence : sequences_) {
+    for (const auto& [position, kept] : sequence.kept) bytes += kept.bytes.size();
+  }
+  return bytes;
 }
 
 int KvCache::free_pages() const {
@@ -205,19 +235,34 @@ bool KvCache::is_needed(const Sequence& sequence, int position) const {
 
 void KvCache::keep_for_checkpoints(Id id, int end) {
   Sequence& sequence = alive(id);
-  const std::size_t bytes = device_.slot_bytes();
-  if (sequence.checkpoints.empty() || bytes == 0) return;
+  const std::size_t slot_bytes = device_.slot_bytes();
+  if (sequence.checkpoints.empty() || slot_bytes == 0) return;
   for (int position = sequence.oldest_in_ring; position < std::min(end, sequence.length); ++position) {
-    if (!is_needed(sequence, position)) continue;
-    const auto [slot, is_new] = sequence.kept.try_emplace(position);
-    if (!is_new) continue;
-    slot->second.resize(bytes);
-    device_.read_slot(id, position % device_.kv_layout().ring_slots, slot->second);
+    if (!is_needed(sequence, position) || is_kept(sequence, position)) continue;
+    // All that is needed of the block at once: a copy waits for the device, so there had better be few of them.
+    const int block_end = (position / kPagePositions + 1) * kPagePositions;
+    int last = position + 1;
+    while (last < std::min(block_end, sequence.length) && is_needed(sequence, last) && !is_kept(sequence, last)) ++last;
+    Kept& kept = sequence.kept[position];
+    kept.last = last;
+    kept.bytes.resize(static_cast<std::size_t>(last - position) * slot_bytes);
+    device_.read_slots(id, position % device_.kv_layout().ring_slots, last - position, kept.bytes);
+    position = last - 1;
   }
 }
 
+bool KvCache::is_kept(const Sequence& sequence, int position) {
+  const auto next = sequence.kept.upper_bound(position);
+  return next != sequence.kept.begin() && position < std::prev(next)->second.last;
+}
+
 void KvCache::drop_unneeded(Sequence& sequence) {
-  std::erase_if(sequence.kept, [&](const auto& slot) { return !is_needed(sequence, slot.first); });
+  std::erase_if(sequence.kept, [&](const auto& run) {
+    for (int position = run.first; position < run.second.last; ++position) {
+      if (is_needed(sequence, position)) return false;
+    }
+    return true;
+  });
 }
 
 int KvCache::take_page() {
@@ -232,6 +277,10 @@ void KvCache::release_pages(Sequence& sequence, int count) {
     if (--page_users_[sequence.pages[i]] == 0) free_.push_back(sequence.pages[i]);
   }
   sequence.pages.resize(count);
+}
+
+bool KvCache::has_unused_sequence() const {
+  return std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.is_alive; });
 }
 
 KvCache::Id KvCache::unused_sequence() const {

@@ -46,10 +46,12 @@ class KvCache {
   /// A new, empty sequence that may grow to `max_length` positions; its pages are set aside for it.
   /// @throws Error if no ring is free or the pool cannot promise the pages.
   Id create(int max_length);
+  bool can_create(int max_length) const;
   void remove(Id id);
 
   /// A sequence that has the same past: rings are copied, pages are shared until one of the two writes to them.
   Id fork(Id id, int max_length);
+  bool can_fork(Id id, int max_length) const;
 
   int length(Id id) const;  ///< positions in the cache
 
@@ -60,12 +62,18 @@ class KvCache {
   /// @throws Error if the sequence would outgrow its max_length.
   SequenceRows extend(Id id, int count);
 
-  /// Remembers the present length as one to which `truncate` can go back however far the rings have moved on. (It still
-  /// says no if it would have to copy a page that a fork shares, and the pool has none left.)
-  void checkpoint(Id id);
+  /// Remembers a length, the present one or one whose window is still in the ring, as one to which `truncate` can go
+  /// back however far the rings move on. (It still says no if it would have to copy a page that a fork shares, and the
+  /// pool has none left.)
+  /// @throws Error if the sequence could not be truncated to it now.
+  void checkpoint(Id id, int length);
+  void checkpoint(Id id) { checkpoint(id, length(id)); }
 
   /// Whether `truncate` to this length is possible: its window is still in the ring, or a checkpoint kept it.
   bool can_truncate(Id id, int length) const;
+
+  /// The greatest length up to `at_most` to which `truncate` is possible: itself, that of a checkpoint, or 0.
+  int nearest_length(Id id, int at_most) const;
 
   /// Goes back to `length` positions; later checkpoints are forgotten.
   /// @throws Error if can_truncate says no.
@@ -77,20 +85,30 @@ class KvCache {
   std::size_t checkpoint_bytes() const;  ///< held aside for all checkpoints
   int free_pages() const;                ///< pages neither in use nor promised
 
+  /// Pages that a sequence of so many positions takes.
+  static int pages_for(int positions);
+
  private:
+  // Slots [slot of first, slot of last) as they were: neighbours in the ring, all in one block.
+  struct Kept {
+    int last = 0;  // position behind the last one
+    std::vector<std::byte> bytes;
+  };
   struct Sequence {
     bool is_alive = false;
     int length = 0;
     int max_length = 0;
     int oldest_in_ring = 0;  // positions [oldest_in_ring, length) are in the ring
     std::vector<int> pages;
-    std::vector<int> checkpoints;                // lengths, ascending
-    std::map<int, std::vector<std::byte>> kept;  // position -> its slot's bytes, for positions that left the ring
+    std::vector<int> checkpoints;  // lengths, ascending
+    std::map<int, Kept> kept;      // first position -> bytes that checkpoints need and the ring has lost, or soon will
   };
 
   const Sequence& alive(Id id) const;
   Sequence& alive(Id id);
+  bool has_unused_sequence() const;
   Id unused_sequence() const;
+  int pages_for_fork(const Sequence& parent, int max_length) const;
 
   // Pages that the sequence may still take from the pool once it has `length` positions: those it will grow into, and a
   // copy of its last page if that is partly filled and shared.
@@ -100,6 +118,7 @@ class KvCache {
 
   // Whether a checkpoint's window has this position in it.
   bool is_needed(const Sequence& sequence, int position) const;
+  static bool is_kept(const Sequence& sequence, int position);
   // Copies aside what checkpoints need of the positions before `end`, which are about to leave the ring.
   void keep_for_checkpoints(Id id, int end);
   void drop_unneeded(Sequence& sequence);

@@ -17,17 +17,18 @@ std::string_view turn_of(const std::string& role) {
 
 }  // namespace
 
-std::vector<int> chat_prompt(const Tokenizer& tokenizer, std::span<const ChatMessage> messages, ControlTokens control) {
+ChatPrompt chat_prompt(const Tokenizer& tokenizer, std::span<const Message> messages, ControlTokens control) {
   if (tokenizer.start_of_turn() < 0 || tokenizer.end_of_turn() < 0) {
     throw Error("this model cannot chat: its tokenizer has no <start_of_turn> and <end_of_turn>");
   }
-  std::vector<int> ids = {tokenizer.bos()};
+  ChatPrompt prompt{.ids = {tokenizer.bos()}, .answers = {}};
+  std::vector<int>& ids = prompt.ids;
   const auto append = [&](std::string_view text) {
     const std::vector<int> encoded = tokenizer.encode(text, control);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
   };
 
-  for (const ChatMessage& message : messages) require_utf8(message.content);
+  for (const Message& message : messages) require_utf8(message.content);
   std::string system;
   if (!messages.empty() && messages.front().role == "system") {
     system = trim(messages.front().content);
@@ -42,15 +43,23 @@ std::vector<int> chat_prompt(const Tokenizer& tokenizer, std::span<const ChatMes
     }
     ids.push_back(tokenizer.start_of_turn());
     std::string text = std::string(turn) + "\n";
-    if (i == 0) text += system;
-    text += trim(messages[i].content);
-    append(text);
+    if (messages[i].tokens.empty()) {
+      if (i == 0) text += system;
+      text += trim(messages[i].content);
+      append(text);
+    } else {
+      if (turn != "model") throw Error("only a message of the model can be given as ids");
+      append(text);
+      const int first = static_cast<int>(ids.size());
+      ids.insert(ids.end(), messages[i].tokens.begin(), messages[i].tokens.end());
+      prompt.answers.push_back({first, static_cast<int>(ids.size())});
+    }
     ids.push_back(tokenizer.end_of_turn());
     append("\n");
   }
   ids.push_back(tokenizer.start_of_turn());
   append("model\n");
-  return ids;
+  return prompt;
 }
 
 }  // namespace gemma

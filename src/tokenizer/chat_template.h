@@ -1,16 +1,22 @@
 #pragma once
 
 #include <span>
-#include <string>
 #include <vector>
 
+#include "gemma/message.h"
 #include "gemma/tokenizer.h"
 
 namespace gemma {
 
-struct ChatMessage {
-  std::string role;  ///< "system", "user", or "model" (also known as "assistant")
-  std::string content;
+/// The ids of a conversation.
+struct ChatPrompt {
+  /// Places [first, last) in `ids`.
+  struct Range {
+    int first = 0, last = 0;
+  };
+
+  std::vector<int> ids;
+  std::vector<Range> answers;  ///< the messages that were given as ids (Message::tokens), ascending
 };
 
 /// A conversation as Gemma was trained to read it: `<bos>`, a turn `<start_of_turn>ROLE\nTEXT<end_of_turn>\n` for each
@@ -20,9 +26,9 @@ struct ChatMessage {
 ///
 /// @param control  whether control tokens named in the texts count; as text, they cannot forge a turn.
 /// @throws Error if roles do not alternate user, model, ..., user (after at most one system message), or a role is none
-/// of
-///         these, or a text is not valid UTF-8, or the tokenizer has no turns.
-std::vector<int> chat_prompt(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
-                             ControlTokens control = ControlTokens::kAsText);
+///         of these, or a text is not valid UTF-8, or one that is not an answer is given as ids, or the tokenizer has no
+///         turns.
+ChatPrompt chat_prompt(const Tokenizer& tokenizer, std::span<const Message> messages,
+                       ControlTokens control = ControlTokens::kAsText);
 
 }  // namespace gemma

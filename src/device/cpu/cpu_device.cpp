@@ -49,7 +49,7 @@ int check_memory(const Config& config, const CpuOptions& options) {
   const double work = 4.0 * options.max_rows * row + 4.0 * logit_rows(config, options.max_rows) * config.vocab_size;
   const auto available = static_cast<double>(available_memory());
   if (cache + work > available) {
-    throw Error("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) +
+    throw OutOfMemory("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) +
                 " of memory, but only " + gibibytes(available) +
                 " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type bf16)" +
                 " or smaller chunks (--chunk).");

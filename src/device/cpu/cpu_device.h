@@ -37,9 +37,11 @@ class CpuDevice final : public Device {
   void copy_ring(int from, int to) override { cache_.copy_ring(from, to); }
   void copy_page(int from, int to) override { cache_.copy_page(from, to); }
   std::size_t slot_bytes() const override { return cache_.slot_bytes(); }
-  void read_slot(int ring, int slot, std::span<std::byte> out) override { cache_.read_slot(ring, slot, out); }
-  void write_slot(int ring, int slot, std::span<const std::byte> bytes) override {
-    cache_.write_slot(ring, slot, bytes);
+  void read_slots(int ring, int slot, int count, std::span<std::byte> out) override {
+    cache_.read_slots(ring, slot, count, out);
+  }
+  void write_slots(int ring, int slot, int count, std::span<const std::byte> bytes) override {
+    cache_.write_slots(ring, slot, count, bytes);
   }
 
  private:

@@ -132,29 +132,31 @@ std::size_t KvStore::slot_bytes() const {
 }
 
 template <typename Visit>
-void KvStore::visit_slot(int ring, int slot, Visit&& visit) const {
+void KvStore::visit_slots(int ring, int first_slot, int count, Visit&& visit) const {
   const std::size_t element = bytes_of(layout_.type);
-  const std::size_t in_block = static_cast<std::size_t>(slot % kPagePositions);
-  for (int layer = 0; layer < local_layers_; ++layer) {
-    for (int head = 0; head < kv_heads_; ++head) {
-      std::byte* keys = ring_block(ring, layer, kKeys, head, slot) + in_block * element;
-      for (int i = 0; i < head_dim_; ++i) visit(keys + i * kPagePositions * element, element);
-      visit(ring_block(ring, layer, kValues, head, slot) + in_block * head_dim_ * element, head_dim_ * element);
+  for (int slot = first_slot; slot < first_slot + count; ++slot) {
+    const std::size_t in_block = static_cast<std::size_t>(slot % kPagePositions);
+    for (int layer = 0; layer < local_layers_; ++layer) {
+      for (int head = 0; head < kv_heads_; ++head) {
+        std::byte* keys = ring_block(ring, layer, kKeys, head, slot) + in_block * element;
+        for (int i = 0; i < head_dim_; ++i) visit(keys + i * kPagePositions * element, element);
+        visit(ring_block(ring, layer, kValues, head, slot) + in_block * head_dim_ * element, head_dim_ * element);
+      }
     }
   }
 }
 
-void KvStore::read_slot(int ring, int slot, std::span<std::byte> out) const {
+void KvStore::read_slots(int ring, int slot, int count, std::span<std::byte> out) const {
   std::byte* to = out.data();
-  visit_slot(ring, slot, [&to](const std::byte* piece, std::size_t bytes) {
+  visit_slots(ring, slot, count, [&to](const std::byte* piece, std::size_t bytes) {
     std::memcpy(to, piece, bytes);
     to += bytes;
   });
 }
 
-void KvStore::write_slot(int ring, int slot, std::span<const std::byte> bytes) {
+void KvStore::write_slots(int ring, int slot, int count, std::span<const std::byte> bytes) {
   const std::byte* from = bytes.data();
-  visit_slot(ring, slot, [&from](std::byte* piece, std::size_t size) {
+  visit_slots(ring, slot, count, [&from](std::byte* piece, std::size_t size) {
     std::memcpy(piece, from, size);
     from += size;
   });

@@ -41,8 +41,8 @@ class KvStore {
   void copy_ring(int from, int to);
   void copy_page(int from, int to);
   std::size_t slot_bytes() const;
-  void read_slot(int ring, int slot, std::span<std::byte> out) const;
-  void write_slot(int ring, int slot, std::span<const std::byte> bytes);
+  void read_slots(int ring, int slot, int count, std::span<std::byte> out) const;
+  void write_slots(int ring, int slot, int count, std::span<const std::byte> bytes);
 
  private:
   struct MutableBlock {
@@ -53,9 +53,9 @@ class KvStore {
   MutableBlock find(const SequenceRows& sequence, int layer, int kv_head, int position) const;
   std::byte* ring_block(int ring, int local_layer, int part, int kv_head, int slot) const;
 
-  /// Calls visit(pointer, bytes) for the pieces of a slot, always in the same order.
+  /// Calls visit(pointer, bytes) for the pieces of some neighbouring slots, always in the same order.
   template <typename Visit>
-  void visit_slot(int ring, int slot, Visit&& visit) const;
+  void visit_slots(int ring, int first_slot, int count, Visit&& visit) const;
 
   KvLayout layout_;
   int kv_heads_ = 0;

@@ -132,7 +132,7 @@ std::size_t check_memory(const Model& model, const CudaOptions& options) {
   std::size_t available = 0, total = 0;
   check_cuda(cudaMemGetInfo(&available, &total));
   if (needed > available) {
-    throw Error("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
+    throw OutOfMemory("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
                 gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
                 gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
                 std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
@@ -666,12 +666,13 @@ std::size_t CudaDevice::slot_bytes() const {
   return 2 * 2 * size(config_.local_layer_count()) * size(config_.kv_size());
 }
 
-void CudaDevice::copy_slot(int ring, int slot, void* host, cudaMemcpyKind direction) {
-  // One strided copy: in all local layers, keys and values, and heads, the slot lies equally far from the next.
-  const std::size_t width = 2 * size(config_.head_dim);
+void CudaDevice::copy_slots(int ring, int slot, int count, void* host, cudaMemcpyKind direction) {
+  // One strided copy: in all local layers, keys and values, and heads, the slots lie equally far from the next.
+  const std::size_t slot_width = 2 * size(config_.head_dim);
+  const std::size_t width = slot_width * size(count);
   const std::size_t height = 2 * size(config_.local_layer_count()) * size(config_.kv_heads);
-  const std::size_t pitch = width * size(layout_.ring_slots);
-  auto* in_ring = reinterpret_cast<std::byte*>(rings_.data()) + size(ring) * height * pitch + size(slot) * width;
+  const std::size_t pitch = slot_width * size(layout_.ring_slots);
+  auto* in_ring = reinterpret_cast<std::byte*>(rings_.data()) + size(ring) * height * pitch + size(slot) * slot_width;
   if (direction == cudaMemcpyDeviceToHost) {
     check_cuda(cudaMemcpy2DAsync(host, width, in_ring, pitch, width, height, direction, stream_));
   } else {
@@ -680,12 +681,12 @@ void CudaDevice::copy_slot(int ring, int slot, void* host, cudaMemcpyKind direct
   stream_.synchronize();
 }
 
-void CudaDevice::read_slot(int ring, int slot, std::span<std::byte> out) {
-  copy_slot(ring, slot, out.data(), cudaMemcpyDeviceToHost);
+void CudaDevice::read_slots(int ring, int slot, int count, std::span<std::byte> out) {
+  copy_slots(ring, slot, count, out.data(), cudaMemcpyDeviceToHost);
 }
 
-void CudaDevice::write_slot(int ring, int slot, std::span<const std::byte> bytes) {
-  copy_slot(ring, slot, const_cast<std::byte*>(bytes.data()), cudaMemcpyHostToDevice);
+void CudaDevice::write_slots(int ring, int slot, int count, std::span<const std::byte> bytes) {
+  copy_slots(ring, slot, count, const_cast<std::byte*>(bytes.data()), cudaMemcpyHostToDevice);
 }
 
 }  // namespace gemma::cuda

@@ -27,6 +27,7 @@ class CudaDevice final : public Device {
 
   std::string description() const override { return description_; }
   int max_rows() const override { return max_rows_; }
+  int max_generated_rows() const override { return decode_rows_; }
   int max_logit_rows() const override { return logit_rows_; }
   const KvLayout& kv_layout() const override { return layout_; }
   std::size_t memory_bytes() const override { return planned_bytes_; }
@@ -45,8 +46,8 @@ class CudaDevice final : public Device {
   void copy_ring(int from, int to) override;
   void copy_page(int from, int to) override;
   std::size_t slot_bytes() const override;
-  void read_slot(int ring, int slot, std::span<std::byte> out) override;
-  void write_slot(int ring, int slot, std::span<const std::byte> bytes) override;
+  void read_slots(int ring, int slot, int count, std::span<std::byte> out) override;
+  void write_slots(int ring, int slot, int count, std::span<const std::byte> bytes) override;
 
  private:
   // Answers that are being made.
@@ -77,7 +78,7 @@ class CudaDevice final : public Device {
   LayerCache layer_cache(int layer) const;
   SampleArguments sample_arguments() const;
   void collect(Pending& pending);
-  void copy_slot(int ring, int slot, void* host, cudaMemcpyKind direction);
+  void copy_slots(int ring, int slot, int count, void* host, cudaMemcpyKind direction);
 
   Config config_;
   KvLayout layout_;

@@ -452,7 +452,7 @@ TEST_P(CacheOnDevice, GoesBackAgainAndAgainAsTheTurnsOfAChatAreRetried) {
   }
 }
 
-TEST_P(CacheOnDevice, MovesTheBytesOfASlotThereAndBack) {
+TEST_P(CacheOnDevice, MovesTheBytesOfSlotsThereAndBack) {
   const Model model = tiny_model(GetParam(), 5);
   ReaderOptions options;
   options.sequences = 2;
@@ -460,19 +460,46 @@ TEST_P(CacheOnDevice, MovesTheBytesOfASlotThereAndBack) {
   Device& device = reader.device();
   const Config& config = model.config;
   EXPECT_EQ(device.slot_bytes(), 2 * config.kv_size() * bytes_of(GetParam().cache) * config.local_layer_count());
-  std::vector<std::byte> written(device.slot_bytes());
+  constexpr int kCount = 3;
+  std::vector<std::byte> written(kCount * device.slot_bytes());
   for (std::size_t i = 0; i < written.size(); ++i) written[i] = static_cast<std::byte>(i % 61);
   const std::vector<std::byte> blank(device.slot_bytes());
-  device.write_slot(0, 3, written);
-  device.write_slot(0, 4, blank);
-  std::vector<std::byte> read(device.slot_bytes());
-  device.read_slot(0, 3, read);
+  device.write_slots(0, 3, kCount, written);
+  device.write_slots(0, 3 + kCount, 1, blank);
+  std::vector<std::byte> read(written.size());
+  device.read_slots(0, 3, kCount, read);
   EXPECT_EQ(read, written);
-  device.read_slot(0, 4, read);
-  EXPECT_EQ(read, blank);
   device.copy_ring(0, 1);
-  device.read_slot(1, 3, read);
+  device.read_slots(1, 3, kCount, read);
   EXPECT_EQ(read, written);
+  read.resize(blank.size());
+  device.read_slots(0, 3 + kCount, 1, read);
+  EXPECT_EQ(read, blank);
+}
+
+TEST_P(CacheOnDevice, CanCheckpointALengthThatItHasPassed) {
+  const Model model = tiny_model(GetParam(), 20);
+  Reader reader(GetParam(), model);
+  KvCache& cache = reader.cache();
+  const int wrap = 2 * reader.device().kv_layout().ring_slots;
+  const KvCache::Id sequence = cache.create(1024);
+  std::vector<int> text = random_tokens(wrap + 30, model.config.vocab_size, 80);
+  reader.skip(sequence, text, 64);
+  const int length = wrap + 29;
+  cache.checkpoint(sequence, length);
+  EXPECT_THROW(cache.checkpoint(sequence, 25), Error) << "its window has left the ring";
+  EXPECT_THROW(cache.checkpoint(sequence, wrap + 31), Error);
+  reader.skip(sequence, random_tokens(wrap, model.config.vocab_size, 81), 1);
+  EXPECT_EQ(cache.nearest_length(sequence, length + 20), length);
+  EXPECT_EQ(cache.nearest_length(sequence, length - 1), 0);
+  EXPECT_EQ(cache.nearest_length(sequence, 2 * wrap + 30), 2 * wrap + 30);
+  cache.truncate(sequence, length);
+  text.resize(static_cast<std::size_t>(length));
+  const std::vector<int> more = random_tokens(40, model.config.vocab_size, 82);
+  text.insert(text.end(), more.begin(), more.end());
+  Logits expected = read_alone(GetParam(), model, text, 64);
+  expected.erase(expected.begin(), expected.end() - 40);
+  EXPECT_EQ(first_difference(reader.read(sequence, more, 7), expected), "");
 }
 
 }  // namespace

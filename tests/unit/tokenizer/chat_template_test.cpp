@@ -21,8 +21,8 @@ std::vector<int> reference_ids(const std::string& name) {
 // The prompt as HF would tokenise it from one string in which control tokens count.
 std::vector<int> parsed(const std::string& text) { return demo_tokenizer().encode(text, ControlTokens::kParse); }
 
-std::vector<int> prompt(const std::vector<ChatMessage>& messages, ControlTokens control = ControlTokens::kAsText) {
-  return chat_prompt(demo_tokenizer(), messages, control);
+std::vector<int> prompt(const std::vector<Message>& messages, ControlTokens control = ControlTokens::kAsText) {
+  return chat_prompt(demo_tokenizer(), messages, control).ids;
 }
 
 TEST(ChatTemplate, GivesTheIdsThatTransformersGives) {

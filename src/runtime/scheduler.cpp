@@ -1,0 +1,457 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+#include <cassert>
+#include <exception>
+#include <iterator>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "gemma/error.h"
+#include "runtime/transformer.h"
+
+namespace gemma {
+namespace {
+
+/// What prompts must have in common before it is worth a copy of a ring.
+constexpr int kMinShared = 64;
+
+/// Waiting jobs that are looked at for what they have in common with the first.
+constexpr std::size_t kLookAhead = 64;
+
+/// Rows of earlier answers that are read again in one step: a GPU takes those of one answer one after the other.
+constexpr int kRereadRows = 64;
+
+int size_of(const std::vector<TextToken>& text) { return static_cast<int>(text.size()); }
+
+int common_prefix(std::span<const TextToken> a, std::span<const TextToken> b) {
+  const auto [end, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  return static_cast<int>(end - a.begin());
+}
+
+}  // namespace
+
+struct Scheduler::Active {
+  Ticket ticket = 0;
+  Job job;
+  std::vector<TextToken> text;  // prompt, and the answer as far as it is known
+  int prompt_size = 0;
+  int limit = 0;  // of the text's size
+  KvCache::Id sequence = 0;
+  bool is_drawing = false;  // the prompt has been read
+  bool is_cancelled = false;
+};
+
+struct Scheduler::Session {
+  std::vector<TextToken> text;  // what is in the cache
+};
+
+/// What a job's prompt has in common with those of jobs behind it.
+struct Scheduler::Prefix {
+  std::vector<TextToken> text;
+  Ticket reader = 0;                     // the job that reads it
+  std::optional<KvCache::Id> sequence;  // when it has been read
+};
+
+struct Scheduler::Step {
+  /// What a job has in the step.
+  struct Part {
+    Active* job;  // nullptr if it has ended since
+    Ticket ticket;
+    int length;   // of its sequence after the step
+    int output;   // index of the answer, or -1
+  };
+
+  std::vector<Part> parts;
+  std::vector<Output> answers;
+  int calls = 0;         // of Device::sample
+  bool is_pure = false;  // nothing but one drawn token for each job
+};
+
+Scheduler::Scheduler(const Config& config, Device& device, KvCache& cache, const SchedulerLimits& limits)
+    : config_(config), device_(device), cache_(cache), limits_(limits) {}
+
+Scheduler::~Scheduler() {
+  try {
+    device_.finish(0);  // nothing may write to the answers any more
+  } catch (const Error&) {
+    // Whatever is wrong with the device shows again when it is used next.
+  }
+}
+
+int Scheduler::max_parallel() const { return std::max(device_.kv_layout().rings - 1, 1); }
+
+// --- jobs ---
+
+Scheduler::Ticket Scheduler::submit(Job job) {
+  assert(!job.text.empty() && job.max_tokens >= 1);
+  const int limit = size_of(job.text) + job.max_tokens;
+  assert(limit <= device_.kv_layout().context);
+  if (job.session) {
+    if (!sessions_.contains(*job.session)) throw Error("there is no such session");
+    if (is_busy(*job.session)) throw Error("the session is busy with another request");
+  } else {
+    const int session_pages = KvCache::pages_for(device_.kv_layout().context) * static_cast<int>(sessions_.size());
+    if (static_cast<int>(sessions_.size()) >= max_parallel() ||
+        KvCache::pages_for(limit) > device_.kv_layout().pages - session_pages) {
+      throw Error("the cache has no room for another request beside the open sessions");
+    }
+  }
+  auto active = std::make_unique<Active>();
+  active->ticket = next_ticket_++;
+  active->text = job.text;
+  active->prompt_size = size_of(job.text);
+  active->limit = limit;
+  active->job = std::move(job);
+  waiting_.push_back(std::move(active));
+  return waiting_.back()->ticket;
+}
+
+void Scheduler::cancel(Ticket ticket) {
+  for (auto& job : active_) job->is_cancelled |= job->ticket == ticket;
+  for (auto& job : waiting_) job->is_cancelled |= job->ticket == ticket;
+}
+
+void Scheduler::forget(Ticket ticket) {
+  cancel(ticket);
+  for (auto& job : active_) {
+    if (job->ticket == ticket) job->job.listener.reset();
+  }
+  for (auto& job : waiting_) {
+    if (job->ticket == ticket) job->job.listener.reset();
+  }
+}
+
+void Scheduler::end_cancelled() {
+  std::vector<std::unique_ptr<Active>> cancelled;
+  for (auto& job : waiting_) {
+    if (job->is_cancelled) cancelled.push_back(std::move(job));
+  }
+  std::erase(waiting_, nullptr);
+  std::vector<Active*> running;
+  for (const auto& job : active_) {
+    if (job->is_cancelled) running.push_back(job.get());
+  }
+  for (Active* job : running) end(*job, false);
+  for (const auto& job : cancelled) {
+    if (job->job.listener) job->job.listener->on_end(false);
+  }
+}
+
+void Scheduler::end(Active& job, bool is_complete) {
+  for (Step& step : steps_) {
+    for (Step::Part& part : step.parts) {
+      if (part.job == &job) part.job = nullptr;
+    }
+  }
+  if (prefix_ && prefix_->reader == job.ticket && !prefix_->sequence) prefix_.reset();
+  if (job.job.session) {
+    // A step that ran ahead has left a token in the cache that is not part of the text.
+    const int length = std::min(size_of(job.text), cache_.length(job.sequence));
+    cache_.truncate(job.sequence, length);
+    job.text.resize(static_cast<std::size_t>(length));
+    sessions_.at(*job.job.session).text = std::move(job.text);
+  } else {
+    cache_.remove(job.sequence);
+  }
+  const auto place = std::find_if(active_.begin(), active_.end(), [&](const auto& other) { return other.get() == &job; });
+  const std::unique_ptr<Active> ended = std::move(*place);
+  active_.erase(place);
+  if (ended->job.listener) ended->job.listener->on_end(is_complete);
+}
+
+/// After the device has failed: nothing that was under way can be gone on with.
+void Scheduler::abandon() {
+  try {
+    device_.finish(0);
+  } catch (const Error&) {
+    // It is the error that brought us here, or follows from it.
+  }
+  steps_.clear();
+  for (const auto& job : active_) {
+    if (job->job.session) {
+      cache_.truncate(job->sequence, 0);
+      sessions_.at(*job->job.session).text.clear();
+    } else {
+      cache_.remove(job->sequence);
+    }
+  }
+  active_.clear();
+  waiting_.clear();
+  drop_prefix();
+}
+
+// --- sessions ---
+
+int Scheduler::open_session() {
+  if (static_cast<int>(sessions_.size()) >= max_parallel()) {
+    throw Error("no room for another session: " + std::to_string(sessions_.size()) + " are open");
+  }
+  const int sequence = cache_.create(device_.kv_layout().context);
+  sessions_.emplace(sequence, Session{});
+  return sequence;
+}
+
+void Scheduler::close_session(int session) {
+  if (!sessions_.contains(session)) throw Error("there is no such session");
+  if (is_busy(session)) throw Error("the session is busy with a request");
+  cache_.remove(session);
+  sessions_.erase(session);
+}
+
+bool Scheduler::is_busy(int session) const {
+  const auto uses_it = [session](const auto& job) { return job->job.session == session; };
+  return std::any_of(active_.begin(), active_.end(), uses_it) ||
+         std::any_of(waiting_.begin(), waiting_.end(), uses_it);
+}
+
+void Scheduler::trim_checkpoints() {
+  for (auto session = sessions_.begin(); session != sessions_.end(); ++session) {
+    while (cache_.checkpoint_bytes() > limits_.checkpoint_bytes && cache_.drop_oldest_checkpoint(session->first)) {
+    }
+  }
+}
+
+// --- admission ---
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && start(*waiting_.front())) {
+    active_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+  if (active_.empty() && !waiting_.empty()) {
+    // Sessions were opened since it was submitted.
+    waiting_.clear();
+    throw Error("the cache has no room for the requests that wait, beside the open sessions");
+  }
+}
+
+bool Scheduler::start(Active& job) {
+  const bool has_started = job.job.session ? start_in_session(job) : start_in_new_sequence(job);
+  if (has_started) job.job.listener->on_start(cache_.length(job.sequence));
+  return has_started;
+}
+
+bool Scheduler::start_in_session(Active& job) {
+  job.sequence = *job.job.session;
+  // The last token of the prompt must be read in any case: the answer's first follows from it.
+  const int common = std::min(common_prefix(sessions_.at(job.sequence).text, job.text), job.prompt_size - 1);
+  const int length = cache_.nearest_length(job.sequence, common);
+  cache_.truncate(job.sequence, length);
+  if (length > 0) cache_.checkpoint(job.sequence, length);
+  return true;
+}
+
+bool Scheduler::start_in_new_sequence(Active& job) {
+  const auto without_session =
+      std::count_if(active_.begin(), active_.end(), [](const auto& other) { return !other->job.session; });
+  if (without_session + static_cast<std::ptrdiff_t>(sessions_.size()) >= max_parallel()) return false;
+
+  if (prefix_ && common_prefix(prefix_->text, job.text) >= kMinShared) {
+    if (!prefix_->sequence) return false;  // it will have been read soon
+    if (fork_from_prefix(job, job.limit)) return true;
+    if (!active_.empty() && !cache_.can_create(job.limit)) return false;
+  }
+  if (!cache_.can_create(job.limit) && prefix_ && prefix_->sequence) drop_prefix();
+  if (!cache_.can_create(job.limit)) return false;
+  job.sequence = cache_.create(job.limit);
+  keep_prefix_for_others(job);
+  return true;
+}
+
+bool Scheduler::fork_from_prefix(Active& job, int max_length) {
+  if (!cache_.can_fork(*prefix_->sequence, max_length)) return false;
+  const int shared = std::min(common_prefix(prefix_->text, job.text), job.prompt_size - 1);
+  const KvCache::Id fork = cache_.fork(*prefix_->sequence, max_length);
+  if (!cache_.can_truncate(fork, shared)) {
+    cache_.remove(fork);
+    return false;
+  }
+  cache_.truncate(fork, shared);
+  job.sequence = fork;
+  return true;
+}
+
+void Scheduler::keep_prefix_for_others(Active& job) {
+  if (device_.kv_layout().rings < 2) return;
+  int shared = 0;
+  const std::size_t others = std::min(waiting_.size(), kLookAhead);
+  for (std::size_t i = 1; i < others; ++i) {
+    if (!waiting_[i]->job.session) shared = std::max(shared, common_prefix(job.text, waiting_[i]->text));
+  }
+  shared = std::min(shared, job.prompt_size - 1);
+  if (shared < kMinShared) return;
+  drop_prefix();
+  prefix_ = std::make_unique<Prefix>();
+  prefix_->text.assign(job.text.begin(), job.text.begin() + shared);
+  prefix_->reader = job.ticket;
+}
+
+void Scheduler::drop_prefix() {
+  if (prefix_ && prefix_->sequence) cache_.remove(*prefix_->sequence);
+  prefix_.reset();
+}
+
+// --- steps ---
+
+bool Scheduler::step() {
+  end_cancelled();
+  try {
+    admit();
+    if (steps_.empty() && !active_.empty()) begin_step();
+    if (steps_.size() == 1 && can_continue(steps_.front())) continue_step();
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  if (!steps_.empty()) finish_step();
+  if (active_.empty() && !steps_.empty()) {
+    device_.finish(0);
+    steps_.clear();
+  }
+  return !active_.empty() || !waiting_.empty();
+}
+
+void Scheduler::begin_step() {
+  Step step;
+  Batch batch;
+  int drawing = 0;
+  for (const auto& job : active_) {
+    if (!job->is_drawing) continue;
+    add_rows(step, batch, *job, 1);
+    ++drawing;
+  }
+  step.is_pure = drawing == static_cast<int>(active_.size());
+
+  int prompt_rows = std::min(drawing > 0 ? limits_.mixed_chunk : limits_.chunk, device_.max_rows() - drawing);
+  int reread_rows = std::min(kRereadRows, device_.max_generated_rows() - drawing);
+  for (const auto& job : active_) {
+    if (job->is_drawing) continue;
+    const int length = cache_.length(job->sequence);
+    const RowKind kind = job->text[static_cast<std::size_t>(length)].kind;
+    const auto next = job->text.begin() + length;
+    const auto run_end = std::find_if(next, job->text.end(), [kind](const TextToken& t) { return t.kind != kind; });
+    int rows = static_cast<int>(run_end - next);
+    if (prefix_ && prefix_->reader == job->ticket && !prefix_->sequence && length < size_of(prefix_->text))
+      rows = std::min(rows, size_of(prefix_->text) - length);
+    int& budget = kind == RowKind::kPrompt ? prompt_rows : reread_rows;
+    rows = std::min(rows, budget);
+    if (rows <= 0) continue;
+    budget -= rows;
+    if (kind == RowKind::kGenerated) prompt_rows -= rows;
+    add_rows(step, batch, *job, rows);
+  }
+  begin(std::move(step), std::move(batch));
+}
+
+void Scheduler::add_rows(Step& step, Batch& batch, Active& job, int rows) {
+  const int length = cache_.length(job.sequence);
+  SequenceRows sequence = cache_.extend(job.sequence, rows);
+  sequence.first_row = static_cast<int>(batch.rows.size());
+  const int index = static_cast<int>(batch.sequences.size());
+  batch.sequences.push_back(sequence);
+  for (int position = length; position < length + rows; ++position) {
+    // A token that is not known yet is the one that the step before draws.
+    const bool is_known = position < size_of(job.text);
+    const TextToken token =
+        is_known ? job.text[static_cast<std::size_t>(position)] : TextToken{kSampledToken, RowKind::kGenerated};
+    batch.rows.push_back({.token = token.id, .position = position, .sequence = index, .kind = token.kind});
+  }
+  int output = -1;
+  if (length + rows >= size_of(job.text)) {
+    output = static_cast<int>(batch.outputs.size());
+    batch.outputs.push_back(job.job.wanted);
+    batch.outputs.back().row = static_cast<int>(batch.rows.size()) - 1;
+  }
+  step.parts.push_back({&job, job.ticket, length + rows, output});
+}
+
+void Scheduler::begin(Step step, Batch batch) {
+  // The tokens that the repeat penalty looks at; where there is none, none are sent.
+  std::vector<std::vector<int>> recent(batch.outputs.size());
+  for (const Step::Part& part : step.parts) {
+    if (part.output < 0 || part.job->job.wanted.sampling->repeat_penalty == 1.0f) continue;
+    const auto newest = std::span(part.job->text).last(std::min<std::size_t>(part.job->text.size(), kRepeatWindow));
+    std::vector<int>& ids = recent[static_cast<std::size_t>(part.output)];
+    for (const TextToken& token : newest) ids.push_back(token.id);
+    batch.outputs[static_cast<std::size_t>(part.output)].recent = ids;
+  }
+  const int at_once = device_.max_logit_rows();
+  step.calls = (static_cast<int>(batch.outputs.size()) + at_once - 1) / at_once;
+  step.answers.resize(batch.outputs.size());
+  steps_.push_back(std::move(step));
+  begin_forward(config_, device_, batch, steps_.back().answers);
+}
+
+bool Scheduler::can_continue(const Step& step) const {
+  if (!device_.runs_ahead() || !step.is_pure || step.calls != 1 || step.parts.size() != active_.size()) return false;
+  return std::all_of(step.parts.begin(), step.parts.end(), [](const Step::Part& part) {
+    return part.job != nullptr && size_of(part.job->text) + 1 < part.job->limit;
+  });
+}
+
+void Scheduler::continue_step() {
+  Step step;
+  Batch batch;
+  step.is_pure = true;
+  for (const Step::Part& part : steps_.front().parts) add_rows(step, batch, *part.job, 1);
+  begin(std::move(step), std::move(batch));
+}
+
+void Scheduler::finish_step() {
+  try {
+    device_.finish(steps_.size() == 2 ? steps_.back().calls : 0);
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  const Step step = std::move(steps_.front());
+  steps_.pop_front();
+  // What one listener throws must not cost the others their tokens.
+  std::exception_ptr thrown;
+  for (const Step::Part& part : step.parts) {
+    if (part.job == nullptr) continue;
+    try {
+      take_results(*part.job, part.length,
+                   part.output < 0 ? nullptr : &step.answers[static_cast<std::size_t>(part.output)]);
+    } catch (...) {
+      if (!thrown) thrown = std::current_exception();
+      forget(part.ticket);
+    }
+  }
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+void Scheduler::take_results(Active& job, int length, const Output* output) {
+  using Next = JobListener::Next;
+  JobListener& listener = *job.job.listener;
+  if (!job.is_drawing) {
+    after_reading(job);
+    if (!listener.on_read(length, job.prompt_size)) return end(job, false);
+    if (output == nullptr) return;
+    job.is_drawing = true;
+  }
+  const Next next = listener.on_token(*output);
+  if (next != Next::kEndHere) job.text.push_back({output->token, RowKind::kGenerated});
+  if (next != Next::kGoOn || size_of(job.text) == job.limit) end(job, true);
+}
+
+void Scheduler::after_reading(Active& job) {
+  const int length = cache_.length(job.sequence);
+  if (prefix_ && prefix_->reader == job.ticket && !prefix_->sequence && length == size_of(prefix_->text)) {
+    if (cache_.can_fork(job.sequence, length)) {
+      prefix_->sequence = cache_.fork(job.sequence, length);
+    } else {
+      prefix_.reset();
+    }
+  }
+  // From before the prompt's last token, another answer to the same prompt can be made.
+  const int retry = job.prompt_size - 1;
+  if (job.job.session && length == job.prompt_size && retry > 0 && cache_.can_truncate(job.sequence, retry)) {
+    cache_.checkpoint(job.sequence, retry);
+    trim_checkpoints();
+  }
+}
+
+}  // namespace gemma
