@@ -10,7 +10,7 @@
 namespace gemma {
 
 /// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
-inline constexpr int kDecodeRows = 8;
+inline constexpr int kDecodeRows = 16;
 
 /// Blocks of 64 keys whose attention is combined at once, and then the results of these groups.
 inline constexpr int kBlocksInGroup = 16;
@@ -89,15 +89,15 @@ struct DecodeModel {
   const int* ring;        ///< [rows]
   const int* page_table;  ///< [rows, max_pages]
 
-  float* residual;           ///< [2, rows, hidden]
+  float* residual[2];        ///< [rows, hidden], used in turn
   float* qkv;                ///< [rows, (heads + 2 * kv_heads) * head_dim]
   float* partials;           ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
   float2* partial_sums;      ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
   float* group_partials;     ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
   float2* group_sums;        ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;   ///< [2, kDecodeRows, heads * head_dim], in operand order: rounded, and what that left over
+  __nv_bfloat16* attended;   ///< [rows, heads * head_dim], in operand order (decode_product.cuh)
   float* projected;          ///< [rows, hidden]
-  __nv_bfloat16* activated;  ///< [2, kDecodeRows, intermediate], likewise
+  __nv_bfloat16* activated;  ///< [rows, intermediate], likewise
   float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 

@@ -110,6 +110,9 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
   const auto norm = [&](const Vector& values, std::span<const float> weight) {
     return rms_norm(values, weight, config.rms_norm_eps, departures.norm_offset);
   };
+  const auto product = [&](const Matrix& matrix, const Vector& input) {
+    return multiply(matrix, rounded(input, departures.rounds_inputs ? KvType::kBf16 : KvType::kF32));
+  };
 
   Answer answer;
   Vectors x;
@@ -124,7 +127,7 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
 
     Vectors q, k, v;
     for (int position = 0; position < static_cast<int>(x.size()); ++position) {
-      const Vector qkv = multiply(w.qkv, norm(x[position], w.attention_norm));
+      const Vector qkv = product(w.qkv, norm(x[position], w.attention_norm));
       q.push_back(rotate(part(qkv, 0, config.query_size()), position + departures.query_shift, config.head_dim,
                          config.rope_theta));
       for (double& value : q.back()) value /= std::sqrt(config.query_pre_attn_scalar);
@@ -142,18 +145,18 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
     const Vectors mixed = attend(attention, q, k, v, &answer.largest_score);
 
     for (std::size_t position = 0; position < x.size(); ++position) {
-      add(x[position], norm(multiply(w.attention_out, mixed[position]), w.attention_post_norm));
+      add(x[position], norm(product(w.attention_out, mixed[position]), w.attention_post_norm));
 
-      const Vector gate_up = multiply(w.gate_up, norm(x[position], w.mlp_norm));
+      const Vector gate_up = product(w.gate_up, norm(x[position], w.mlp_norm));
       const Vector gate = part(gate_up, 0, config.intermediate_size);
       Vector hidden = part(gate_up, config.intermediate_size, config.intermediate_size);
       for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] *= gelu(gate[i]);
-      add(x[position], norm(multiply(w.down, hidden), w.mlp_post_norm));
+      add(x[position], norm(product(w.down, hidden), w.mlp_post_norm));
     }
   }
 
   for (const Vector& last : x) {
-    Vector& logits = answer.logits.emplace_back(multiply(weights.head, norm(last, weights.final_norm)));
+    Vector& logits = answer.logits.emplace_back(product(weights.head, norm(last, weights.final_norm)));
     for (double& logit : logits) logit = soft_cap(logit, config.final_softcap);
   }
   return answer;

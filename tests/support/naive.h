@@ -35,9 +35,11 @@ Vector softmax(const Vector& scores);
 Vectors attend(const Attention& attention, const Vectors& q, const Vectors& k, const Vectors& v,
                double* largest = nullptr);
 
-/// Departures from Gemma 2: a cache that rounds, or a mistake made on purpose to see that a test would notice it.
+/// Departures from Gemma 2: rounding as a device does it, or a mistake made on purpose to see that a test would notice
+/// it.
 struct Departures {
   KvType cache = KvType::kF32;  ///< kBf16: keys and values are rounded to it
+  bool rounds_inputs = false;   ///< the inputs of matrix products are rounded to bf16
   double norm_offset = 1;       ///< what RMSNorm adds to its weights
   int query_shift = 0;          ///< positions by which the rotation of queries runs ahead of that of keys
 };

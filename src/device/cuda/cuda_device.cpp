@@ -70,7 +70,7 @@ struct Sizes {
            2 * (normed + q + 2 * kv + attended + activated) +
            4 * (decode_inputs + decode_residual + decode_qkv + partials + group_partials + group_sums * 2 +
                 partial_sums * 2 + arrivals) +
-           2 * 2 * kDecodeRows * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
+           2 * size(group_rows) * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
            workspace;
@@ -105,7 +105,7 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options) {
   const std::size_t group = size(s.group_rows);
   const std::size_t heads = group * size(config.heads);
   s.decode_inputs = decode_rows * (2 + size(s.max_pages)) + 2 * (decode_rows + logit_rows);
-  s.decode_residual = 2 * kDecodeRows * size(config.hidden_size);
+  s.decode_residual = 2 * group * size(config.hidden_size);
   s.decode_qkv = group * size(config.qkv_size());
   s.partial_sums = heads * size(s.max_blocks);
   s.partials = s.partial_sums * size(config.head_dim);
@@ -210,8 +210,8 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_group_partials_ = Buffer<float>(sizes.group_partials);
   decode_group_sums_ = Buffer<float2>(sizes.group_sums);
   decode_projected_ = Buffer<float>(size(group_rows_) * sizes.hidden);
-  decode_attended_ = Buffer<__nv_bfloat16>(2 * kDecodeRows * sizes.attended_width);
-  decode_activated_ = Buffer<__nv_bfloat16>(2 * kDecodeRows * sizes.activated_width);
+  decode_attended_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.attended_width);
+  decode_activated_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.activated_width);
   decode_arrivals_ = Buffer<unsigned>(sizes.arrivals);
   step_graphs_.resize(size(decode_rows_) + 1);
 
@@ -289,7 +289,8 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.token = decode_tokens() + first_row;
   m.position = decode_positions() + first_row;
 
-  m.residual = decode_residual_.data();
+  m.residual[0] = decode_residual_.data();
+  m.residual[1] = decode_residual_.data() + size(group_rows_) * size(config_.hidden_size);
   m.qkv = decode_qkv_.data();
   m.partials = decode_partials_.data();
   m.partial_sums = decode_partial_sums_.data();

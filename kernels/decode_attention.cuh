@@ -1,0 +1,417 @@
+#pragma once
+
+// Attention of up to 16 rows over keys and values that arrive through the stream.
+//
+// It goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order
+// in groups of 16 by whichever thread block finishes last, and then the groups.
+
+#include "decode_block.cuh"
+#include "decode_product.cuh"
+#include "device/attention_mask.h"
+#include "device/device.h"
+
+namespace gemma {
+
+inline constexpr int kBlockKeys = kPagePositions;
+inline constexpr int kKeysInPart = 8;  // keys of a block that one warp works on
+inline constexpr int kPartsInBlock = kBlockKeys / kKeysInPart;
+inline constexpr int kHeadsAtOnce = 2;  // query heads of a group that share a pass over the keys
+inline constexpr int kMaxHeadDim = 256;
+
+static_assert(kPartsInBlock == kConsumerWarps);
+static_assert(kConsumerWarps * kHeadsAtOnce * (kMaxHeadDim + 2) * 4 <= kScratchBytes);
+
+// --- which keys a row sees ---
+
+struct KeyRange {
+  int first, last;  // positions, both seen
+
+  __device__ int first_block() const { return first / kBlockKeys; }
+  __device__ int blocks() const { return last / kBlockKeys - first_block() + 1; }
+  /// Parts of a block, counted from its first key, that have keys in the range.
+  __device__ int first_part(int block) const { return max(first - block * kBlockKeys, 0) / kKeysInPart; }
+  __device__ int parts(int block) const {
+    return min(last - block * kBlockKeys, kBlockKeys - 1) / kKeysInPart - first_part(block) + 1;
+  }
+};
+
+__device__ inline KeyRange visible_keys(const DecodeModel& model, const DecodeLayer& layer, int position) {
+  const int window = layer.is_local ? model.window : kNoWindow;
+  return {position < window ? 0 : position - window + 1, position};
+}
+
+/// The first key of a block (its first value with `is_value`).
+__device__ inline __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared& shared,
+                                                const DecodeLayer& layer, int row, int kv_head, int block,
+                                                bool is_value) {
+  const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
+  if (layer.is_local) {
+    const std::size_t ring = static_cast<std::size_t>(shared.ring[row]) * model.local_layers + layer.index_in_kind;
+    const std::size_t slot = static_cast<std::size_t>(block) * kBlockKeys % model.ring_slots;
+    return model.rings + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
+  }
+  const int page_number = model.page_table[row * model.max_pages + block];
+  const std::size_t page = static_cast<std::size_t>(page_number) * model.global_layers + layer.index_in_kind;
+  return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
+}
+
+/// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on
+/// without talking to others.
+struct BlockRun {
+  int row, kv_head;
+  KeyRange range;
+  int first, count;  // blocks of 64 positions
+
+  __device__ int group() const { return (first - range.first_block()) / kBlocksInGroup; }
+  __device__ int groups() const { return (range.blocks() + kBlocksInGroup - 1) / kBlocksInGroup; }
+  __device__ int blocks_in_group() const { return min(kBlocksInGroup, range.blocks() - group() * kBlocksInGroup); }
+};
+
+/// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
+/// block of the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
+template <class Work>
+__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
+                             const Work& work) {
+  int total = 0;
+  for (int row = 0; row < rows; ++row)
+    total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
+  // Shares begin behind one another at the blocks of the grid that come last in the products, too.
+  const long long share = static_cast<long long>(gridDim.x) - 1 - blockIdx.x;
+  int item = static_cast<int>(total * share / gridDim.x);
+  const int end = static_cast<int>(total * (share + 1) / gridDim.x);
+  int before = 0;
+  for (int row = 0; row < rows && item < end; ++row) {
+    const KeyRange range = visible_keys(model, layer, shared.position[row]);
+    const int blocks = range.blocks();
+    while (item < min(end, before + blocks * model.kv_heads)) {
+      const int index = (item - before) % blocks;
+      const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
+      const int count = min(until - index, end - item);
+      work(BlockRun{row, (item - before) / blocks, range, range.first_block() + index, count});
+      item += count;
+    }
+    before += blocks * model.kv_heads;
+  }
+}
+
+// --- the work ---
+
+__device__ inline float soft_cap(float value, float cap) { return cap > 0 ? cap * tanhf(value / cap) : value; }
+
+/// Rotary embedding of element `index` of a head, rounded as kernels/rope.cu does it.
+/// @param rope  the position's cosines and sines
+__device__ inline float rotated(const float* head, int index, int head_dim, const float2* rope) {
+  const int half = head_dim / 2;
+  const float2 turn = __ldg(rope + index % half);
+  const float x = __ldcg(head + index);
+  const float y = __ldcg(head + (index < half ? index + half : index - half));
+  const float across = __fmul_rn(y, turn.y);
+  return fmaf(x, turn.x, index < half ? -across : across);
+}
+
+/// Merges softmax sums over separate keys, in the order given: out = sum exp(m_i - m) o_i, likewise the sums.
+struct Softmax {
+  float largest, sum;
+};
+
+/// What the warps of a block share while they attend to one block of keys; in the scratch memory.
+struct AttentionScratch {
+  float query[kHeadsAtOnce][kMaxHeadDim];  // rotated and scaled
+  float new_key[kMaxHeadDim];              // the row's own, rounded as the cache has it
+  float new_value[kMaxHeadDim];
+  float2 sums[kConsumerWarps][kHeadsAtOnce];
+  float out[kConsumerWarps][kHeadsAtOnce][kMaxHeadDim];
+};
+static_assert(sizeof(AttentionScratch) <= kScratchBytes);
+
+/// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to
+/// what the lane across had of it.
+template <int kOffset, int kCount>
+__device__ void keep_half(float (&values)[16]) {
+  const bool is_upper = (lane_index() & kOffset) != 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float kept = is_upper ? values[i + kCount] : values[i];
+    const float given = is_upper ? values[i] : values[i + kCount];
+    values[i] = kept + __shfl_xor_sync(~0u, given, kOffset);
+  }
+}
+
+/// Sums 16 numbers over the lanes of a warp. @return the sum of values[lane / 2]
+__device__ inline float sum_over_lanes(float (&values)[16]) {
+  keep_half<16, 8>(values);
+  keep_half<8, 4>(values);
+  keep_half<4, 2>(values);
+  keep_half<2, 1>(values);
+  return values[0] + __shfl_xor_sync(~0u, values[0], 1);
+}
+
+/// A lane's elements of a head in bf16, as wide a load as they allow. `from` is aligned to their size.
+template <int kLaneDims>
+__device__ void load_dims(const __nv_bfloat16* from, float (&out)[kLaneDims]) {
+  std::uint32_t words[kLaneDims / 2];
+  if constexpr (kLaneDims == 8) {
+    *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(from);
+  } else if constexpr (kLaneDims == 4) {
+    *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
+  } else {
+    words[0] = *reinterpret_cast<const std::uint32_t*>(from);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneDims / 2; ++i) {
+    out[2 * i] = low_half(words[i]);
+    out[2 * i + 1] = high_half(words[i]);
+  }
+}
+
+template <int kLaneDims>
+__device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
+#pragma unroll
+  for (int i = 0; i < kLaneDims; i += 2)
+    *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
+}
+
+/// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
+template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
+__device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece,
+                            const KeyRange& range, int first_key, int heads, int part) {
+  static_assert(kHeadsAtOnce * kKeysInPart == 16);
+  const int head_dim = model.head_dim;
+  const int lane = lane_index();
+  const int first_dim = lane * kLaneDims;
+  const bool has_dims = first_dim < head_dim;
+  const int newest = range.last - first_key;  // index of the row's own key, if it is in this part
+
+  float query[kHeadsAtOnce][kLaneDims] = {};
+  if (has_dims) {
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) load_dims(scratch.query[h] + first_dim, query[h]);
+  }
+  shared.stream.wait_until_full(piece);
+  const __nv_bfloat16* keys = shared.stream.stage(piece) + first_dim;
+  const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
+
+  float scores[16];
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+    float key[kLaneDims] = {};
+    if (has_dims) load_dims(keys + k * head_dim, key);
+    if (has_dims && k == newest) load_dims(scratch.new_key + first_dim, key);
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) sum = fmaf(query[h][i], key[i], sum);
+      scores[h * kKeysInPart + k] = sum;
+    }
+  }
+  // From here on a lane has the score of head lane / 16 and key lane / 2 % 8; at least one key of a part is seen.
+  const int own_key = first_key + lane / 2 % kKeysInPart;
+  const bool is_seen = own_key >= range.first && own_key <= range.last;
+  const float sum = sum_over_lanes(scores);
+  const float score = is_seen ? soft_cap(sum, model.attention_softcap) : kMaskedScore;
+  float largest = score;
+#pragma unroll
+  for (int offset = 2; offset < 16; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+  const float weight = is_seen ? expf(score - largest) : 0.0f;
+  float weights = weight;
+#pragma unroll
+  for (int offset = 2; offset < 16; offset *= 2) weights += __shfl_xor_sync(~0u, weights, offset);
+
+  float out[kHeadsAtOnce][kLaneDims] = {};
+#pragma unroll
+  for (int k = 0; k < kKeysInPart; ++k) {
+    const bool is_key_seen = first_key + k >= range.first && first_key + k <= range.last;
+    float head_weight[kHeadsAtOnce];
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, weight, 16 * h + 2 * k);
+    // A slot that the row does not see may hold anything, not-a-number included.
+    float value[kLaneDims] = {};
+    if (has_dims && is_key_seen) load_dims(values + k * head_dim, value);
+    if (has_dims && k == newest) load_dims(scratch.new_value + first_dim, value);
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; ++i) out[h][i] = fmaf(head_weight[h], value[i], out[h][i]);
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    if (h >= heads) continue;
+    if (has_dims) {
+#pragma unroll
+      for (int i = 0; i < kLaneDims; i += 2) {
+        *reinterpret_cast<float2*>(scratch.out[part][h] + first_dim + i) = make_float2(out[h][i], out[h][i + 1]);
+      }
+    }
+    if (lane == 16 * h) scratch.sums[part][h] = {largest, weights};
+  }
+}
+
+/// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
+/// its key and value, which go into the cache, too. What the product has left is read once, by all threads together.
+__device__ inline void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer,
+                                         AttentionScratch& scratch, const BlockRun& run, int first_head, int heads) {
+  const int head_dim = model.head_dim;
+  const int position = run.range.last;
+  const int own_block = position / kBlockKeys;
+  const bool has_own = own_block < run.first + run.count;
+  const float* qkv = model.qkv + static_cast<std::size_t>(run.row) * (model.heads + 2 * model.kv_heads) * head_dim;
+  const float2* rope = model.rope + static_cast<std::size_t>(position) * (head_dim / 2);
+  for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      scratch.query[h][dim] =
+          h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
+    }
+    if (!has_own) continue;
+    const __nv_bfloat16 key =
+        __float2bfloat16_rn(rotated(qkv + (model.heads + run.kv_head) * head_dim, dim, head_dim, rope));
+    const __nv_bfloat16 value =
+        __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + run.kv_head) * head_dim + dim));
+    scratch.new_key[dim] = __bfloat162float(key);
+    scratch.new_value[dim] = __bfloat162float(value);
+    const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
+    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, false)[offset] = key;
+    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, true)[offset] = value;
+  }
+}
+
+/// Combines `count` partial results over neighbouring keys, in order. Thread i of the consumers works on elements i,
+/// i + kConsumers, ... of `heads` heads. Calls done(head, dim, value, softmax) for each.
+template <class PartialOut, class PartialSums, class Done>
+__device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
+                        const PartialSums& partial_sums, const Done& done) {
+  constexpr int kAtOnce = 8;  // asked for together
+  for (int i = static_cast<int>(threadIdx.x); i < heads * head_dim; i += kConsumers) {
+    const int head = i / head_dim;
+    const int dim = i % head_dim;
+    Softmax softmax{kMaskedScore, 0};
+    float value = 0;
+    for (int first = 0; first < count; first += kAtOnce) {
+      float2 sums[kAtOnce];
+      float outs[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const bool is_there = first + j < count;
+        sums[j] = is_there ? partial_sums(head, first + j) : make_float2(kMaskedScore, 0);
+        outs[j] = is_there ? partial_out(head, first + j, dim) : 0.0f;
+      }
+      float largest = softmax.largest;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) largest = fmaxf(largest, sums[j].x);
+      const float before = expf(softmax.largest - largest);
+      softmax = {largest, softmax.sum * before};
+      value *= before;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float weight = expf(sums[j].x - largest);
+        softmax.sum = fmaf(weight, sums[j].y, softmax.sum);
+        value = fmaf(weight, outs[j], value);
+      }
+    }
+    done(head, dim, value, softmax);
+  }
+}
+
+/// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other
+/// thread blocks wrote before they reported can then be read.
+__device__ inline bool report_done(const Shared& shared, unsigned* arrivals, int done, int all) {
+  consumer_barrier();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *shared.is_last =
+        fetch_add_acquire_release(arrivals, static_cast<unsigned>(done)) + done == static_cast<unsigned>(all);
+    if (*shared.is_last) *arrivals = 0;  // for the next layer
+    __threadfence();
+  }
+  consumer_barrier();
+  return *shared.is_last != 0;
+}
+
+/// After a run's partial results are written: combines what is complete with it, its group and then all groups.
+__device__ inline void combine_blocks(const DecodeModel& model, const Shared& shared, const BlockRun& run) {
+  const int head_dim = model.head_dim;
+  const int group_heads = model.heads / model.kv_heads;
+  const int first_head = run.row * model.heads + run.kv_head * group_heads;
+  const int groups_wide = (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup;
+  const int group = run.group();
+  const int groups = run.groups();
+  unsigned* arrivals =
+      model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
+
+  const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
+    const int element = (run.kv_head * group_heads + head) * head_dim + dim;
+    const std::size_t width = static_cast<std::size_t>(model.heads) * head_dim;
+    model.attended[run.row * width + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
+  };
+  if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
+  const auto block_at = [&](int head, int part) {
+    return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
+  };
+  const auto block_out = [&](int head, int part, int dim) {
+    return __ldcg(model.partials + block_at(head, part) * head_dim + dim);
+  };
+  const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
+  if (groups == 1) {
+    combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
+    return;
+  }
+  const auto group_at = [&](int head, int part) {
+    return static_cast<std::size_t>(first_head + head) * groups_wide + part;
+  };
+  combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums,
+          [&](int head, int dim, float value, const Softmax& softmax) {
+            __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
+            if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
+          });
+  if (!report_done(shared, arrivals + groups_wide, 1, groups)) return;
+  combine(
+      groups, group_heads, head_dim,
+      [&](int head, int part, int dim) { return __ldcg(model.group_partials + group_at(head, part) * head_dim + dim); },
+      [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
+}
+
+template <int kLaneDims>
+__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows,
+                       int& next_piece) {
+  const int head_dim = model.head_dim;
+  const int group_heads = model.heads / model.kv_heads;
+  AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
+
+  for_each_run(model, shared, layer, rows, [&](const BlockRun& run) {
+    for (int block = run.first; block < run.first + run.count; ++block) {
+      const int parts = run.range.parts(block);
+      const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
+      const int first_key = block * kBlockKeys + (run.range.first_part(block) + part) * kKeysInPart;
+      for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
+        const int heads = min(kHeadsAtOnce, group_heads - first);
+        const int first_head = run.kv_head * group_heads + first;
+        // With no more heads than are worked on at once, the queries serve the whole run.
+        if (block == run.first || group_heads > kHeadsAtOnce)
+          prepare_attention(model, shared, layer, scratch, run, first_head, heads);
+        consumer_barrier();
+        if (part < parts) {
+          attend_part<kLaneDims>(model, shared, scratch, next_piece + part, run.range, first_key, heads, part);
+          if (first + kHeadsAtOnce >= group_heads) shared.stream.release(next_piece + part);
+        }
+        consumer_barrier();
+        combine(
+            parts, heads, head_dim, [&](int head, int p, int dim) { return scratch.out[p][head][dim]; },
+            [&](int head, int p) { return scratch.sums[p][head]; },
+            [&](int head, int dim, float value, const Softmax& softmax) {
+              const std::size_t at =
+                  static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block -
+                  run.range.first_block();
+              __stcg(model.partials + at * head_dim + dim, value);
+              if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+            });
+      }
+      next_piece += parts;
+    }
+    combine_blocks(model, shared, run);
+    consumer_barrier();  // before the next run's queries take the place of this one's
+  });
+}
+
+}  // namespace gemma
