@@ -54,6 +54,10 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
       ->type_name("K")
       ->check(whole_number(0))
       ->group(kGroup);
+  app.add_flag("--parse-special", options.parse_special, "Control tokens in the prompt count [off]")->group(kGroup);
+}
+
+void add_template_options(CLI::App& app, GenerationOptions& options) {
   CLI::Option* chat = app.add_flag_callback(
       "--chat", [&options] { options.chat = true; }, "The prompt is a chat turn [as the model says]");
   CLI::Option* raw = app.add_flag_callback(
@@ -61,7 +65,6 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
   // The text keeps "Excludes: ..." out of the help.
   chat->group(kGroup)->option_text(" ")->excludes(raw);
   raw->group(kGroup)->option_text(" ");
-  app.add_flag("--parse-special", options.parse_special, "Control tokens in the prompt count [off]")->group(kGroup);
 }
 
 }  // namespace gemma::cli

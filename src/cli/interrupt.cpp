@@ -10,12 +10,12 @@
 namespace gemma::cli {
 namespace {
 
-std::atomic<bool> is_guarded = false;
+std::atomic<int> guards = 0;
 std::atomic<bool> is_interrupted = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
 
 void on_interrupt(int) {
-  if (!is_guarded || is_interrupted.exchange(true)) _exit(kExitInterrupted);
+  if (guards == 0 || is_interrupted.exchange(true)) _exit(kExitInterrupted);
 }
 
 void set_handler(int number, void (*handler)(int)) {
@@ -35,16 +35,23 @@ bool is_ignored(int number) {
 
 void install_signal_handlers() {
   set_handler(SIGPIPE, SIG_DFL);
+  // A file that may not grow further is told by the call that writes it.
+  set_handler(SIGXFSZ, SIG_IGN);
   // A shell starts what shall run in the background with Ctrl-C ignored.
   if (!is_ignored(SIGINT)) set_handler(SIGINT, on_interrupt);
 }
 
+void take_termination_for_interrupt() { set_handler(SIGTERM, on_interrupt); }
+
 InterruptGuard::InterruptGuard() {
   is_interrupted = false;
-  is_guarded = true;
+  ++guards;
 }
 
-InterruptGuard::~InterruptGuard() { is_guarded = false; }
+InterruptGuard::~InterruptGuard() {
+  is_interrupted = false;
+  --guards;
+}
 
 bool InterruptGuard::was_interrupted() const { return is_interrupted; }
 

@@ -6,7 +6,11 @@ namespace gemma::cli {
 /// quietly.
 void install_signal_handlers();
 
-/// While it lives, the first Ctrl-C is noted instead of ending the program; a second one ends it.
+/// From now on SIGTERM, which batch systems send when a job's time is over, counts as Ctrl-C.
+void take_termination_for_interrupt();
+
+/// While it lives, the first Ctrl-C is noted instead of ending the program; a second one ends it. One that lives within
+/// another begins to count anew.
 class InterruptGuard {
  public:
   InterruptGuard();

@@ -1,12 +1,22 @@
 #include "cli/result_output.h"
 
 #include <string>
-#include <vector>
 
 #include "cli/statistics.h"
 
 namespace gemma::cli {
-namespace {
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kInterrupt:
+      return "interrupt";
+  }
+  return "";
+}
 
 Json to_json(const std::vector<StepLogprobs>& steps, const Tokenizer& tokenizer) {
   const auto entry = [&tokenizer](int token, double logprob) {
@@ -20,20 +30,6 @@ Json to_json(const std::vector<StepLogprobs>& steps, const Tokenizer& tokenizer)
     list.back()["top"] = std::move(top);
   }
   return list;
-}
-
-}  // namespace
-
-const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kInterrupt:
-      return "interrupt";
-  }
-  return "";
 }
 
 Json to_json(const Result& result, const Tokenizer& tokenizer) {
@@ -53,13 +49,17 @@ Json to_json(const Result& result, const Tokenizer& tokenizer) {
   };
 }
 
-void print_statistics(const Result& result, const EngineInfo& info) {
+void print_speed(const Result& result) {
   const auto cached = static_cast<std::uint64_t>(result.cached_tokens);
   print_statistic("prompt", in_tokens(result.timing.prompt_tokens, result.timing.prefill_s) +
                                 (cached > 0 ? "; " + count_of(cached, "token") + " more from the cache" : ""));
   print_statistic("answer", count_of(result.tokens.size(), "token") + " (" + name_of(result.finish_reason) +
                                 "); after the first " +
                                 in_tokens(result.timing.decoded_tokens, result.timing.decode_s));
+}
+
+void print_statistics(const Result& result, const EngineInfo& info) {
+  print_speed(result);
   print_statistic("seed", std::to_string(result.seed));
   print_engine(info, result.timing.load_s);
 }

@@ -36,8 +36,8 @@ void print_note(const std::string& text);
 /// Shows a prompt on standard error (if that is a terminal), faint, for its continuation to follow on the same line.
 void print_prompt(const std::string& text);
 
-/// A line on standard error that appears only when a task takes more than a second, and goes away with the task; nothing
-/// when that is not a terminal.
+/// A line on standard error that appears only when a task takes more than a second, and goes away with the task;
+/// nothing when that is not a terminal.
 class LateNote {
  public:
   LateNote(std::string text, bool is_wanted);
