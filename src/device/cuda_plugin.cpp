@@ -65,17 +65,19 @@ const Plugin& plugin() {
 
 }  // namespace
 
-bool has_cuda_device(std::string* why_not) {
+int count_cuda_devices(std::string* why_not) {
   std::string error = plugin().error;
-  const bool has_one = plugin().count_devices != nullptr && plugin().count_devices(error) > 0;
-  if (why_not != nullptr) *why_not = has_one ? std::string() : error;
-  return has_one;
+  const int count = plugin().count_devices != nullptr ? plugin().count_devices(error) : 0;
+  if (why_not != nullptr) *why_not = count > 0 ? std::string() : error;
+  return count;
 }
+
+bool has_cuda_device(std::string* why_not) { return count_cuda_devices(why_not) > 0; }
 
 std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options) {
   std::string error;
-  if (!has_cuda_device(&error)) throw Error(error + "; run it with --device cpu");
-  const int count = plugin().count_devices(error);
+  const int count = count_cuda_devices(&error);
+  if (count == 0) throw Error(error + "; run it with --device cpu");
   if (options.ordinal >= count) {
     throw Error("there is no GPU " + std::to_string(options.ordinal) + ": this machine has " + std::to_string(count) +
                 ", counted from 0");

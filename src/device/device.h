@@ -121,6 +121,10 @@ struct CudaOptions {
 /// GPU's memory, with the numbers.
 std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options);
 
+/// GPUs that make_cuda_device can use; 0 also where the plug-in library or the driver is missing.
+/// @param why_not  when not nullptr, receives the reason if there are none.
+int count_cuda_devices(std::string* why_not = nullptr);
+
 /// Whether make_cuda_device has something to work with: the plug-in library, a driver, and at least one GPU.
 /// @param why_not  when not nullptr, receives the reason if there is none.
 bool has_cuda_device(std::string* why_not = nullptr);
