@@ -29,7 +29,7 @@ std::filesystem::path final_target(const std::filesystem::path& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(final_target(path)) {
+AtomicFile::AtomicFile(const std::filesystem::path& path, std::string tag) : path_(final_target(path)) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path_, error);
   if (std::filesystem::is_directory(status)) {
@@ -42,8 +42,8 @@ AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(final_target(p
   if (path_.filename().empty()) throw Error("cannot write " + in_quotes(path.native()) + ": it does not name a file");
 
   temporary_ = path_;
-  temporary_.replace_filename(std::string(".").append(path_.filename()).append(".") + std::to_string(::getpid()) +
-                              ".tmp");
+  if (tag.empty()) tag = std::to_string(::getpid());
+  temporary_.replace_filename(std::string(".").append(path_.filename()).append(".").append(tag).append(".tmp"));
   descriptor_ = FileDescriptor(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666));
   if (!descriptor_.is_open()) fail(path_, errno);
 }

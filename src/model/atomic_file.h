@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 
 #include "model/file_descriptor.h"
 
@@ -13,8 +14,10 @@ namespace gemma {
 /// the same folder; without `commit` nothing is left behind.
 class AtomicFile {
  public:
+  /// @param tag  part of the temporary name: what two processes that write the same file do not share; the process id
+  ///             if empty
   /// @throws Error if the folder does not exist or may not be written, or if `path` is something other than a file.
-  explicit AtomicFile(const std::filesystem::path& path);
+  explicit AtomicFile(const std::filesystem::path& path, std::string tag = {});
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
