@@ -34,6 +34,7 @@ void require_at_most_one(const std::vector<const CLI::Option*>& options, const s
 
 Command add_prompt_command(CLI::App& program);
 Command add_chat_command(CLI::App& program);
+Command add_batch_command(CLI::App& program);
 Command add_score_command(CLI::App& program);
 Command add_tokenize_command(CLI::App& program);
 Command add_inspect_command(CLI::App& program);

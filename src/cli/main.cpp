@@ -33,7 +33,7 @@ std::string explain(const CLI::App& program, const CLI::ParseError& error) {
   const auto is_option = [](const std::string& argument) { return argument.size() > 1 && argument.front() == '-'; };
   const auto option = std::find_if(unexpected.begin(), unexpected.end(), is_option);
   if (program.get_subcommands().empty()) {
-    if (unexpected.empty()) return "name a command: prompt, chat, score, tokenize or inspect";
+    if (unexpected.empty()) return "name a command: prompt, chat, batch, score, tokenize or inspect";
     return "there is no command '" + unexpected.front() + "'";
   }
   if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr || unexpected.empty()) return error.what();
@@ -55,9 +55,9 @@ int run(int argc, char** argv) {
   program.get_formatter()->column_width(26);
   program.require_subcommand(1);
   program.footer("Try: gemma-run prompt \"Once upon a time\"");
-  const std::vector<Command> commands = {add_prompt_command(program), add_chat_command(program),
-                                         add_score_command(program), add_tokenize_command(program),
-                                         add_inspect_command(program)};
+  const std::vector<Command> commands = {add_prompt_command(program),   add_chat_command(program),
+                                         add_batch_command(program),    add_score_command(program),
+                                         add_tokenize_command(program), add_inspect_command(program)};
   try {
     program.parse(argc, argv);
     for (const Command& command : commands) {

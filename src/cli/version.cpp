@@ -26,6 +26,8 @@ std::string names_of(std::int64_t targets) {
 
 }  // namespace
 
+std::string program_version() { return GEMMA_VERSION; }
+
 std::string version_text() {
   const std::int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
   return std::string("gemma-run ") + GEMMA_VERSION + "\n" +  //
