@@ -50,7 +50,7 @@ struct Scheduler::Session {
 /// What a job's prompt has in common with those of jobs behind it.
 struct Scheduler::Prefix {
   std::vector<TextToken> text;
-  Ticket reader = 0;                     // the job that reads it
+  Ticket reader = 0;                    // the job that reads it
   std::optional<KvCache::Id> sequence;  // when it has been read
 };
 
@@ -59,8 +59,8 @@ struct Scheduler::Step {
   struct Part {
     Active* job;  // nullptr if it has ended since
     Ticket ticket;
-    int length;   // of its sequence after the step
-    int output;   // index of the answer, or -1
+    int length;  // of its sequence after the step
+    int output;  // index of the answer, or -1
   };
 
   std::vector<Part> parts;
@@ -155,7 +155,8 @@ void Scheduler::end(Active& job, bool is_complete) {
   } else {
     cache_.remove(job.sequence);
   }
-  const auto place = std::find_if(active_.begin(), active_.end(), [&](const auto& other) { return other.get() == &job; });
+  const auto place =
+      std::find_if(active_.begin(), active_.end(), [&](const auto& other) { return other.get() == &job; });
   const std::unique_ptr<Active> ended = std::move(*place);
   active_.erase(place);
   if (ended->job.listener) ended->job.listener->on_end(is_complete);
@@ -202,8 +203,7 @@ void Scheduler::close_session(int session) {
 
 bool Scheduler::is_busy(int session) const {
   const auto uses_it = [session](const auto& job) { return job->job.session == session; };
-  return std::any_of(active_.begin(), active_.end(), uses_it) ||
-         std::any_of(waiting_.begin(), waiting_.end(), uses_it);
+  return std::any_of(active_.begin(), active_.end(), uses_it) || std::any_of(waiting_.begin(), waiting_.end(), uses_it);
 }
 
 void Scheduler::trim_checkpoints() {
@@ -335,11 +335,10 @@ void Scheduler::begin_step() {
     int rows = static_cast<int>(run_end - next);
     if (prefix_ && prefix_->reader == job->ticket && !prefix_->sequence && length < size_of(prefix_->text))
       rows = std::min(rows, size_of(prefix_->text) - length);
-    int& budget = kind == RowKind::kPrompt ? prompt_rows : reread_rows;
-    rows = std::min(rows, budget);
+    rows = std::min(rows, kind == RowKind::kPrompt ? prompt_rows : std::min(prompt_rows, reread_rows));
     if (rows <= 0) continue;
-    budget -= rows;
-    if (kind == RowKind::kGenerated) prompt_rows -= rows;
+    prompt_rows -= rows;
+    if (kind == RowKind::kGenerated) reread_rows -= rows;
     add_rows(step, batch, *job, rows);
   }
   begin(std::move(step), std::move(batch));
