@@ -78,9 +78,9 @@ struct StepLogprobs {
 };
 
 struct Timing {
-  double load_s = 0;     ///< making the engine
-  double prefill_s = 0;  ///< reading the prompt, to the first token
-  double decode_s = 0;   ///< all tokens after the first
+  double load_s = 0;       ///< making the engine
+  double prefill_s = 0;    ///< reading the prompt, to the first token
+  double decode_s = 0;     ///< all tokens after the first
   int prompt_tokens = 0;   ///< that were read: those that the cache had are not among them
   int decoded_tokens = 0;  ///< tokens that decode_s was spent on
 
@@ -134,7 +134,7 @@ struct EngineInfo {
   std::string device;  ///< "CPU, AVX-512, 2 threads"
   int context = 0;     ///< positions that a sequence may have
   int window = 0;
-  int sequences = 1;  ///< requests that are worked on at once
+  int sequences = 1;           ///< requests that are worked on at once
   std::string device_kind;     ///< "cpu" or "cuda"
   std::uint64_t model_id = 0;  ///< differs between models that differ
   bool is_chat = false;

@@ -15,11 +15,13 @@ namespace {
 
 constexpr const char* kPluginName = "libgemma-cuda.so";
 
-using MakeDevice = Device*(const Model&, const CudaOptions&, std::string&);
+using MakeDevice = Device*(const Model&, const CudaOptions&, std::string& error, bool& is_out_of_memory);
+using MeasureLimits = bool(int ordinal, DeviceLimits&, std::string& error);
 using CountDevices = int(std::string&);
 
 struct Plugin {
   MakeDevice* make_device = nullptr;
+  MeasureLimits* measure_limits = nullptr;
   CountDevices* count_devices = nullptr;
   std::string error;  // why there is none
 };
@@ -49,8 +51,9 @@ Plugin load_plugin() {
   void* library = open_library(plugin.error);
   if (library == nullptr) return plugin;
   plugin.make_device = reinterpret_cast<MakeDevice*>(dlsym(library, "gemma_make_cuda_device"));
+  plugin.measure_limits = reinterpret_cast<MeasureLimits*>(dlsym(library, "gemma_measure_cuda_limits"));
   plugin.count_devices = reinterpret_cast<CountDevices*>(dlsym(library, "gemma_count_cuda_devices"));
-  if (plugin.make_device == nullptr || plugin.count_devices == nullptr) {
+  if (plugin.make_device == nullptr || plugin.count_devices == nullptr || plugin.measure_limits == nullptr) {
     plugin = {};
     plugin.error = std::string(kPluginName) + " is of another version than the program";
   }
@@ -74,17 +77,36 @@ int count_cuda_devices(std::string* why_not) {
 
 bool has_cuda_device(std::string* why_not) { return count_cuda_devices(why_not) > 0; }
 
-std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options) {
+namespace {
+
+void require_gpu(int ordinal) {
   std::string error;
   const int count = count_cuda_devices(&error);
   if (count == 0) throw Error(error + "; run it with --device cpu");
-  if (options.ordinal >= count) {
-    throw Error("there is no GPU " + std::to_string(options.ordinal) + ": this machine has " + std::to_string(count) +
+  if (ordinal >= count) {
+    throw Error("there is no GPU " + std::to_string(ordinal) + ": this machine has " + std::to_string(count) +
                 ", counted from 0");
   }
-  std::unique_ptr<Device> device(plugin().make_device(model, options, error));
-  if (!device) throw Error(error);
-  return device;
+}
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(const Model& model, const CudaOptions& options) {
+  require_gpu(options.ordinal);
+  std::string error;
+  bool is_out_of_memory = false;
+  std::unique_ptr<Device> device(plugin().make_device(model, options, error, is_out_of_memory));
+  if (device) return device;
+  if (is_out_of_memory) throw OutOfMemory(error);
+  throw Error(error);
+}
+
+DeviceLimits measure_cuda_limits(int ordinal) {
+  require_gpu(ordinal);
+  std::string error;
+  DeviceLimits limits;
+  if (!plugin().measure_limits(ordinal, limits, error)) throw Error(error);
+  return limits;
 }
 
 }  // namespace gemma

@@ -46,10 +46,10 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual std::string description() const = 0;  ///< for people: "CPU, AVX-512, 2 threads"
-  virtual int max_rows() const = 0;             ///< rows that a batch may have
+  virtual std::string description() const = 0;                   ///< for people: "CPU, AVX-512, 2 threads"
+  virtual int max_rows() const = 0;                              ///< rows that a batch may have
   virtual int max_generated_rows() const { return max_rows(); }  ///< of them, generated rows
-  virtual int max_logit_rows() const = 0;       ///< rows whose logits are held at once
+  virtual int max_logit_rows() const = 0;                        ///< rows whose logits are held at once
   virtual const KvLayout& kv_layout() const = 0;
 
   /// Bytes of the device's own memory that weights, cache and work space take; 0 where they lie in the host's memory.
@@ -93,6 +93,9 @@ class Device {
   /// Waits for the answers of all calls of `sample` but the last `calls_ahead`.
   virtual void finish(int /*calls_ahead*/) {}
 
+  /// Waits for all that was begun: for those who measure.
+  virtual void synchronize() {}
+
   /// Copies all local layers' keys and values of one ring to another.
   virtual void copy_ring(int from, int to) = 0;
 
@@ -128,6 +131,16 @@ int count_cuda_devices(std::string* why_not = nullptr);
 /// Whether make_cuda_device has something to work with: the plug-in library, a driver, and at least one GPU.
 /// @param why_not  when not nullptr, receives the reason if there is none.
 bool has_cuda_device(std::string* why_not = nullptr);
+
+/// What a processor reaches at best, measured: what its speed is held against.
+struct DeviceLimits {
+  double read_bytes_per_s = 0;     ///< reading memory that no cache holds
+  double multiply_flop_per_s = 0;  ///< large matrix products in the type that prompts are read with
+};
+
+/// Of an NVIDIA GPU. Takes a few GB of its memory for half a second.
+/// @throws Error as make_cuda_device does.
+DeviceLimits measure_cuda_limits(int ordinal);
 
 struct CpuOptions {
   int threads = 0;   ///< 0: one for each core that this process may use

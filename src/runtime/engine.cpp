@@ -179,10 +179,9 @@ Engine::State::State(const EngineOptions& options) {
                                   : make_with_room(gpu ? kMostSequences : kMostSequencesOnCpu, make_device);
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
-  scheduler.emplace(config, *device, *cache,
-                    SchedulerLimits{.chunk = chunk,
-                                    .mixed_chunk = mixed_chunk,
-                                    .checkpoint_bytes = options.checkpoint_bytes});
+  scheduler.emplace(
+      config, *device, *cache,
+      SchedulerLimits{.chunk = chunk, .mixed_chunk = mixed_chunk, .checkpoint_bytes = options.checkpoint_bytes});
 
   info.cache_bytes = kv_bytes(config, info.window, info.context, type).total();
   info.sequences = std::max(device->kv_layout().rings - 1, 1);
@@ -276,9 +275,9 @@ RequestId Engine::submit(const Request& request, Callbacks callbacks) {
     state.done_at_once.emplace_back(std::move(callbacks), std::move(result));
     return RequestId{0};
   }
-  job.listener = std::make_unique<Answer>(state.tokenizer ? &*state.tokenizer : nullptr,
-                                          state.model.defaults.stop_tokens, options, std::move(callbacks),
-                                          std::move(result));
+  job.listener =
+      std::make_unique<Answer>(state.tokenizer ? &*state.tokenizer : nullptr, state.model.defaults.stop_tokens, options,
+                               std::move(callbacks), std::move(result));
   return RequestId{state.scheduler->submit(std::move(job))};
 }
 

@@ -58,8 +58,8 @@ struct Job {
 
 /// How much work goes into a step.
 struct SchedulerLimits {
-  int chunk = 1;        ///< rows of prompts
-  int mixed_chunk = 1;  ///< the same in steps that also make tokens, which must not wait for long
+  int chunk = 1;                     ///< rows of prompts
+  int mixed_chunk = 1;               ///< the same in steps that also make tokens, which must not wait for long
   std::size_t checkpoint_bytes = 0;  ///< that sessions may hold aside to go back
 };
 

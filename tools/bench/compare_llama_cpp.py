@@ -149,14 +149,15 @@ def main():
     for name in ("threads", "context", "prompt", "tokens", "repeats"):
         command += [f"--{name}", str(getattr(args, name))]
     ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    decode, prompt = ours["decode"]["tokens_per_s"], ours["prompt"]["tokens_per_s"]
+    model = ours["models"][0]
+    decode, prompt = model["decode"][0]["tokens_per_s"], model["prompt"][0]["tokens_per_s"]
 
     print(f"{args.shape} bf16, {args.threads} threads, context {args.context}, prompt {args.prompt} (medians)")
     print(f"             {'decode':>12} {'prompt':>12}   tokens/s")
     print(f"llama.cpp    {llama_decode:12.2f} {llama_prompt:12.2f}")
     print(f"gemma-run    {decode:12.2f} {prompt:12.2f}")
     print(f"ratio        {decode / llama_decode:12.2f} {prompt / llama_prompt:12.2f}")
-    print(f"floor        {1e3 / ours['decode']['floor_ms']:12.2f}                of {ours['read_bandwidth_gb_s']:.1f} GB/s")
+    print(f"floor        {1e3 / model['decode'][0]['floor_ms']:12.2f}                of {ours['read_gb_per_s']:.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -1,240 +1,177 @@
-// gemma-bench: measures how fast a model reads prompts and makes tokens, each beside the limit of the machine.
+// gemma-bench: measures how fast models read prompts and make tokens, each beside the limit of the machine.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <string>
 #include <vector>
 
-#include "bench/bandwidth.h"
-#include "device/device.h"
+#include "bench/cpu_limits.h"
+#include "bench/measure.h"
+#include "bench/plot.h"
+#include "bench/report.h"
+#include "device/attention_mask.h"
 #include "gemma/error.h"
 #include "model/model_file.h"
-#include "runtime/kv_cache.h"
-#include "runtime/transformer.h"
 
 namespace gemma {
 namespace {
 
 struct Options {
   std::string model;
-  std::string shape;
-  std::string type = "bf16";
+  std::vector<std::string> shapes;
+  std::vector<std::string> types = {"bf16"};
   std::string device = "auto";
   double bandwidth = 0;
   int threads = 0;
-  int context = 512;
-  int prompt = 512;
+  std::vector<int> contexts = {512};
+  std::vector<int> rows = {1};
+  std::vector<int> prompts = {512};
+  std::vector<int> attention;
   int tokens = 16;
-  int rows = 1;
   int chunk = 0;  // 0: as the engine does
   int repeats = 3;
+  bool wants_profile = false;
   bool is_json = false;
+  std::string plot;
 };
 
-/// Median and extremes of some timings in seconds.
-struct Timings {
-  double median = 0, fastest = 0, slowest = 0;
-};
-
-Timings summarize(std::vector<double> seconds) {
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+/// Random weights. Those for a GPU, which copies them, are one layer again and again: no wait for tens of GB.
+Model make_weights(const std::string& shape, bool is_gpu) {
+  Config config = config_of_shape(shape);
+  if (!is_gpu) return random_model(config, 1, /*cheap=*/true);
+  Config one_layer = config;
+  one_layer.layers.resize(1);
+  Model model = random_model(one_layer, 1, /*cheap=*/true);
+  model.weights.layers.assign(config.layers.size(), model.weights.layers.front());
+  model.config = std::move(config);
+  return model;
 }
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-/// Sequences that run through the model side by side, without caring for what they say.
-class Runner {
- public:
-  Runner(const Model& model, Device& device) : model_(model), device_(device), cache_(device) {}
-
-  void start(int sequences, int max_length) {
-    for (int i = 0; i < sequences; ++i) ids_.push_back(cache_.create(max_length));
-  }
-  void stop() {
-    for (const KvCache::Id id : ids_) cache_.remove(id);
-    ids_.clear();
-  }
-
-  /// Reads a prompt of `tokens` tokens into every sequence, one after the other.
-  void read_prompts(int tokens, int chunk) {
-    for (const KvCache::Id id : ids_) {
-      for (int read_so_far = 0; read_so_far < tokens; read_so_far += chunk) {
-        const int rows = std::min(chunk, tokens - read_so_far);
-        read(id, rows, read_so_far + rows == tokens);
-      }
-    }
-  }
-
-  /// Decodes as the engine does: where the device runs ahead, one step is always given out before the last one's tokens
-  /// are looked at. @return seconds of each step
-  std::vector<double> decode(int steps) {
-    std::vector<double> seconds;
-    std::vector<Output> answers[2];
-    double last = now();
-    int begun = 0;
-    for (int i = 0; i < steps; ++i) {
-      const int until = device_.runs_ahead() ? std::min(i + 2, steps) : i + 1;
-      for (; begun < until; ++begun) {
-        const int token = begun == 0 || !device_.runs_ahead() ? 2 : kSampledToken;
-        Batch batch;
-        for (int row = 0; row < static_cast<int>(ids_.size()); ++row) {
-          batch.sequences.push_back(cache_.extend(ids_[static_cast<std::size_t>(row)], 1));
-          batch.sequences.back().first_row = row;
-          batch.rows.push_back({.token = token,
-                                .position = batch.sequences.back().position,
-                                .sequence = row,
-                                .kind = RowKind::kGenerated});
-          batch.outputs.push_back({.row = row, .sampling = Sampling{.temperature = 0}});
-        }
-        answers[begun % 2].assign(ids_.size(), {});
-        begin_forward(model_.config, device_, batch, answers[begun % 2]);
-      }
-      device_.finish(begun - i - 1);
-      const double time = now();
-      seconds.push_back(time - last);
-      last = time;
-    }
-    return seconds;
-  }
-
- private:
-  void read(KvCache::Id id, int rows, bool wants_token) {
-    Batch batch;
-    batch.sequences.push_back(cache_.extend(id, rows));
-    for (int i = 0; i < rows; ++i) {
-      const int position = batch.sequences[0].position + i;
-      // Tokens spread over the vocabulary, so that embedding rows are not all in the cache.
-      const int token = static_cast<int>((position * 7919ll + 2) % model_.config.vocab_size);
-      batch.rows.push_back({.token = token, .position = position, .sequence = 0, .kind = RowKind::kPrompt});
-    }
-    if (wants_token) batch.outputs.push_back({.row = rows - 1, .sampling = Sampling{.temperature = 0}});
-    forward(model_.config, device_, batch);
-  }
-
-  const Model& model_;
-  Device& device_;
-  KvCache cache_;
-  std::vector<KvCache::Id> ids_;
-};
-
-/// Bytes that a decoding step must read: all weights but the embedding (a few rows of it are free), the head, and the
-/// cache that its rows' queries see.
-std::uint64_t decode_bytes(const Model& model, int window, int context, int rows, KvType type) {
-  std::uint64_t bytes = model.weights.bytes();
-  if (!model.config.is_embedding_tied) bytes -= model.weights.embed.bytes();
-  const std::uint64_t position =
-      2 * bytes_of(type) * static_cast<std::uint64_t>(model.config.kv_size()) * static_cast<std::uint64_t>(rows);
-  bytes += position * static_cast<std::uint64_t>(model.config.local_layer_count()) *
-           static_cast<std::uint64_t>(std::min(window, context));
-  bytes +=
-      position * static_cast<std::uint64_t>(model.config.global_layer_count()) * static_cast<std::uint64_t>(context);
-  return bytes;
+DeviceLimits measure_limits(const Options& options, bool is_gpu) {
+  DeviceLimits limits = is_gpu ? measure_cuda_limits(0)
+                               : DeviceLimits{.read_bytes_per_s = measure_read_bandwidth(options.threads),
+                                              .multiply_flop_per_s = measure_multiply_rate(options.threads)};
+  if (options.bandwidth > 0) limits.read_bytes_per_s = options.bandwidth * 1e9;
+  return limits;
 }
 
-/// Operations of reading a prompt: 2 for each parameter outside the embedding and token, and attention's two products.
-double prompt_flop(const Config& config, int window, int tokens) {
-  double seen_local = 0, seen_global = 0;
-  for (int position = 0; position < tokens; ++position) {
-    seen_local += std::min(position + 1, window);
-    seen_global += position + 1;
+int longest_of(const std::vector<int>& values) {
+  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+/// Contexts and prompts that the model has not been made for are cut, so that the defaults suit small models, too.
+std::vector<int> cut_to(std::vector<int> values, int most) {
+  for (int& value : values) value = std::clamp(value, 0, most);
+  std::erase(values, 0);
+  return values;
+}
+
+/// Decoding of `rows` sequences at each context.
+void bench_decode(const Options& options, const BenchDevice& bench, const Model& model, Device& device,
+                  const std::vector<int>& contexts, int rows, ModelResult& result) {
+  for (const int context : contexts) {
+    const Timings step = measure_decode(model, device, context, rows, std::min(chunk_of(bench), context),
+                                        options.tokens, &result.host_share);
+    result.decode.push_back({.context = context,
+                             .rows = rows,
+                             .step = step,
+                             .cost = decode_cost(model, model.config.window, context, rows, kv_type_of(bench))});
   }
-  const double attention =
-      4.0 * config.query_size() * (seen_local * config.local_layer_count() + seen_global * config.global_layer_count());
-  return 2.0 * static_cast<double>(config.other_parameters()) * tokens + attention;
+}
+
+ModelResult bench_model(const Options& options, const BenchDevice& bench, const Model& model, const std::string& type) {
+  const int most = model.config.context - options.tokens - 4;
+  const std::vector<int> contexts = cut_to(options.contexts, most);
+  const std::vector<int> prompts = cut_to(options.prompts, most);
+  ModelResult result{.name = model.name, .type = type, .weights_bytes = static_cast<double>(model.weights.bytes())};
+
+  // One sequence at every context, and the prompts.
+  {
+    const int longest = std::max({longest_of(contexts), longest_of(prompts), 1}) + options.tokens + 4;
+    const std::unique_ptr<Device> device = make_device(bench, model, longest, 1);
+    for (const int tokens : prompts) {
+      const int chunk = std::min(chunk_of(bench), tokens);
+      result.prompt.push_back({.tokens = tokens,
+                               .chunk = chunk,
+                               .whole = measure_prompt(model, *device, tokens, chunk, options.repeats),
+                               .cost = prompt_cost(model, model.config.window, tokens, chunk)});
+    }
+    if (std::find(options.rows.begin(), options.rows.end(), 1) != options.rows.end())
+      bench_decode(options, bench, model, *device, contexts, 1, result);
+    if (options.wants_profile && !prompts.empty())
+      result.prompt_profile =
+          profile_prompt(model, *device, prompts.front(), std::min(chunk_of(bench), prompts.front()));
+  }
+  // More sequences, at the first context.
+  for (const int rows : options.rows) {
+    if (rows == 1 || contexts.empty()) continue;
+    const std::unique_ptr<Device> device = make_device(bench, model, contexts.front() + options.tokens + 4, rows);
+    bench_decode(options, bench, model, *device, {contexts.front()}, rows, result);
+  }
+  return result;
+}
+
+/// Attention alone, of a local and of a global layer, over prompts longer than the model was made for.
+void bench_attention(const Options& options, const BenchDevice& bench, Model model, ModelResult& result) {
+  Config& config = model.config;
+  const auto index_of = [&config](LayerKind kind) {
+    return static_cast<int>(std::find(config.layers.begin(), config.layers.end(), kind) - config.layers.begin());
+  };
+  const int local = index_of(LayerKind::kLocal), global = index_of(LayerKind::kGlobal);
+  if (std::max(local, global) >= config.layer_count())
+    throw Error("--attention needs a model with both kinds of layers");
+  config.layers.resize(static_cast<std::size_t>(std::max(local, global)) + 1);
+  model.weights.layers.resize(config.layers.size());
+  const std::unique_ptr<Device> device = make_device(bench, model, longest_of(options.attention), 1);
+  for (const int tokens : options.attention) {
+    const int chunk = std::min(chunk_of(bench), tokens);
+    AttentionResult attention{.tokens = tokens};
+    for (int repeat = 0; repeat < 2; ++repeat) {  // the first warms up
+      attention.local_s = measure_attention(model, *device, local, tokens, chunk);
+      attention.global_s = measure_attention(model, *device, global, tokens, chunk);
+    }
+    attention.local_flop = attention_flop(config, config.window, tokens);
+    attention.global_flop = attention_flop(config, kNoWindow, tokens);
+    result.attention.push_back(attention);
+  }
 }
 
 int run(const Options& options) {
-  const Model model = !options.shape.empty()   ? random_model(config_of_shape(options.shape), 1, /*cheap=*/true)
-                      : !options.model.empty() ? load_model(options.model)
-                                               : load_demo_model();
-  const Config& config = model.config;
-  const int context = std::min(options.context, config.context - options.tokens);
-  const int longest = std::max(context + options.tokens + 2, options.prompt) + 1;
-  const bool is_on_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
-  const int default_chunk = is_on_gpu ? 2048 : 512;
-  const int chunk = std::min(options.chunk > 0 ? options.chunk : default_chunk, std::max(options.prompt, context));
-  if (is_on_gpu && options.bandwidth <= 0) {
-    throw Error(
-        "say with --bandwidth how many GB/s this GPU reads (an H100 3090): only a CPU's memory is measured yet");
-  }
-  const KvType kv_type = is_on_gpu ? KvType::kBf16 : KvType::kF32;
-  const KvLayout kv = plan_kv_cache(config.window, longest, options.rows, kv_type);
-  const int max_rows = std::max(chunk, options.rows);
-  const std::unique_ptr<Device> device =
-      is_on_gpu ? make_cuda_device(model, {.ordinal = 0, .max_rows = max_rows, .kv = kv})
-                : make_cpu_device(model, {.threads = options.threads, .max_rows = max_rows, .kv = kv});
-  const double bandwidth = options.bandwidth > 0 ? options.bandwidth * 1e9 : measure_read_bandwidth(options.threads);
+  const bool is_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
+  const BenchDevice bench{.is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk};
+  Report report;
+  report.limits = measure_limits(options, is_gpu);
 
-  Runner runner(model, *device);
-  std::vector<double> prompt_seconds, step_seconds;
-  for (int repeat = 0; repeat <= options.repeats; ++repeat) {
-    runner.start(1, longest);
-    const double start = now();
-    runner.read_prompts(options.prompt, chunk);
-    // The first round warms up: it touches the pages of weights, cache and work space.
-    if (repeat > 0) prompt_seconds.push_back(now() - start);
-    runner.stop();
-    if (options.prompt == 0) break;
-  }
-  runner.start(options.rows, longest);
-  runner.read_prompts(context, chunk);
-  runner.decode(2);  // warms up
-  step_seconds = runner.decode(options.tokens);
-  runner.stop();
-
-  const Timings step = summarize(step_seconds);
-  const std::uint64_t bytes = decode_bytes(model, config.window, context, options.rows, kv_type);
-  const double floor = static_cast<double>(bytes) / bandwidth;
-  const double tokens_per_s = options.rows / step.median;
-  const double flop = prompt_flop(config, config.window, options.prompt);
-  const Timings prompt = prompt_seconds.empty() ? Timings{} : summarize(prompt_seconds);
-
-  if (options.is_json) {
-    nlohmann::ordered_json json;
-    json["device"] = device->description();
-    json["model"] = model.name;
-    json["type"] = options.type;
-    json["read_bandwidth_gb_s"] = bandwidth / 1e9;
-    json["decode"] = {{"context", context},
-                      {"rows", options.rows},
-                      {"tokens_per_s", tokens_per_s},
-                      {"ms", step.median * 1e3},
-                      {"fastest_ms", step.fastest * 1e3},
-                      {"slowest_ms", step.slowest * 1e3},
-                      {"bytes", bytes},
-                      {"floor_ms", floor * 1e3},
-                      {"share_of_floor", floor / step.median}};
-    if (!prompt_seconds.empty()) {
-      json["prompt"] = {{"tokens", options.prompt},
-                        {"chunk", chunk},
-                        {"tokens_per_s", options.prompt / prompt.median},
-                        {"s", prompt.median},
-                        {"fastest_s", prompt.fastest},
-                        {"slowest_s", prompt.slowest},
-                        {"gflop", flop / 1e9},
-                        {"gflop_per_s", flop / prompt.median / 1e9}};
+  const auto measure = [&](const Model& model, const std::string& type) {
+    if (report.device.empty()) {
+      report.device = make_device(bench, model, 16, 1)->description();
+      if (!options.is_json) print_limits(report);
     }
-    std::cout << json.dump(2) << '\n';
-    return 0;
+    ModelResult result = bench_model(options, bench, model, type);
+    if (!options.attention.empty()) bench_attention(options, bench, model, result);
+    if (!options.is_json) {
+      print_table(result, report.limits);
+      std::fflush(stdout);
+    }
+    report.models.push_back(std::move(result));
+  };
+  for (const std::string& shape : options.shapes) {
+    for (const std::string& type : options.types) measure(make_weights(shape, is_gpu), type);
   }
-  std::printf("device   %s, reads %.1f GB/s\n", device->description().c_str(), bandwidth / 1e9);
-  std::printf("model    %s, %s, %.2f GB of weights\n", model.name.c_str(), options.type.c_str(),
-              static_cast<double>(model.weights.bytes()) / 1e9);
-  std::printf(
-      "decode   %8.2f tokens/s, %d at once at context %d: %.3f ms a step (%.3f to %.3f), %.1f%% of the floor (%.3f ms "
-      "for %.2f GB)\n",
-      tokens_per_s, options.rows, context, step.median * 1e3, step.fastest * 1e3, step.slowest * 1e3,
-      100 * floor / step.median, floor * 1e3, static_cast<double>(bytes) / 1e9);
-  if (!prompt_seconds.empty()) {
-    std::printf("prompt   %8.2f tokens/s for %d tokens in chunks of %d: %.3f s (%.3f to %.3f), %.0f GFLOP/s\n",
-                options.prompt / prompt.median, options.prompt, chunk, prompt.median, prompt.fastest, prompt.slowest,
-                flop / prompt.median / 1e9);
+  if (options.shapes.empty()) {
+    const Model model = options.model.empty() ? load_demo_model() : load_model(options.model);
+    measure(model, std::string(name_of(model.weights.embed.type)));
+  }
+
+  if (options.is_json) std::cout << to_json(report).dump(2) << '\n';
+  if (!options.plot.empty()) {
+    std::ofstream file(options.plot);
+    file << plot(report);
+    if (!file.flush()) throw Error("cannot write '" + options.plot + "'");
   }
   return 0;
 }
@@ -244,37 +181,37 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
   gemma::Options options;
-  CLI::App app{"Measures how fast a model reads prompts and makes tokens, each beside the limit of the machine."};
+  CLI::App app{"Measures how fast models read prompts and make tokens, each beside the limit of the machine."};
   auto* model = app.add_option("-m,--model", options.model, "a .gemma file (default: the built-in demo model)");
-  app.add_option("--shape", options.shape, "random weights of this shape, made in memory: 2b, 9b or 27b")
+  const auto list = [](CLI::Option* option) { return option->delimiter(',')->capture_default_str(); };
+  app.add_option("--shape", options.shapes, "random weights of these shapes, made in memory: 2b, 9b, 27b")
+      ->delimiter(',')
       ->check(CLI::IsMember({"2b", "9b", "27b"}))
       ->excludes(model);
-  app.add_option("--type", options.type, "type of the random weights")
-      ->check(CLI::IsMember({"bf16"}))
-      ->capture_default_str();
+  list(app.add_option("--type", options.types, "types of the random weights"))->check(CLI::IsMember({"bf16"}));
   app.add_option("--device", options.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  app.add_option("--bandwidth", options.bandwidth,
-                 "GB/s to measure against (default: what this machine's memory gives)");
+  app.add_option("--bandwidth", options.bandwidth, "GB/s to measure against (default: what is measured here)");
   app.add_option("--threads", options.threads, "CPU threads (default: one for each core)")->check(CLI::Range(1, 1024));
-  app.add_option("--context", options.context, "positions in the cache while decoding")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--prompt", options.prompt, "tokens of the prompt; 0: no prompt is measured")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
+  list(app.add_option("--context", options.contexts, "positions in the cache while decoding"))
+      ->check(CLI::Range(0, 1 << 20));
+  list(app.add_option("--rows", options.rows, "sequences that decode at once; more than 1 at the first context only"))
+      ->check(CLI::Range(1, 256));
+  list(app.add_option("--prompt", options.prompts, "tokens of prompts; 0: none"))->check(CLI::Range(0, 1 << 20));
+  app.add_option("--attention", options.attention, "tokens of prompts for the attention of single layers")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("-n,--tokens", options.tokens, "tokens to decode")
       ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--rows", options.rows, "sequences that decode at once")
-      ->check(CLI::Range(1, 256))
       ->capture_default_str();
   app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 2048)")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--repeats", options.repeats, "how often a prompt is measured")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  app.add_flag("--profile", options.wants_profile, "where the time goes");
+  app.add_option("--plot", options.plot, "draw the roofline with what was measured")->type_name("FILE.svg");
   app.add_flag("--json", options.is_json, "print one JSON document");
   try {
     app.parse(argc, argv);

@@ -42,6 +42,7 @@ class CudaDevice final : public Device {
   void sample(const Batch& batch, int first, int count, std::span<Output> answers) override;
   bool runs_ahead() const override { return true; }
   void finish(int steps_ahead) override;
+  void synchronize() override { stream_.synchronize(); }
 
   void copy_ring(int from, int to) override;
   void copy_page(int from, int to) override;

@@ -51,6 +51,32 @@ class Event {
   std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy> event_;
 };
 
+/// A point in a stream that knows when it was reached.
+class TimedEvent {
+ public:
+  TimedEvent() {
+    cudaEvent_t event = nullptr;
+    check_cuda(cudaEventCreate(&event));
+    event_.reset(event);
+  }
+
+  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_.get(), stream)); }
+
+  /// Waits for `end`.
+  double seconds_until(const TimedEvent& end) const {
+    check_cuda(cudaEventSynchronize(end.event_.get()));
+    float milliseconds = 0;
+    check_cuda(cudaEventElapsedTime(&milliseconds, event_.get(), end.event_.get()));
+    return 1e-3 * milliseconds;
+  }
+
+ private:
+  struct Destroy {
+    void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+  };
+  std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, Destroy> event_;
+};
+
 /// An array in the GPU's memory. Its contents are not initialised.
 template <class T>
 class Buffer {

@@ -5,19 +5,39 @@
 #include <string>
 
 #include "device/cuda/cuda_device.h"
+#include "device/cuda/limits.h"
+#include "gemma/error.h"
 
 extern "C" {
 
 /// Makes a device. @return nullptr if that fails, with the reason in `error`.
 __attribute__((visibility("default"))) gemma::Device* gemma_make_cuda_device(const gemma::Model& model,
                                                                              const gemma::CudaOptions& options,
-                                                                             std::string& error) {
+                                                                             std::string& error,
+                                                                             bool& is_out_of_memory) {
+  is_out_of_memory = false;
   try {
     gemma::check_cuda(cudaSetDevice(options.ordinal));
     return std::make_unique<gemma::cuda::CudaDevice>(model, options).release();
+  } catch (const gemma::OutOfMemory& failure) {
+    is_out_of_memory = true;
+    error = failure.what();
   } catch (const std::exception& failure) {
     error = failure.what();
-    return nullptr;
+  }
+  return nullptr;
+}
+
+/// Measures what the GPU can do. @return whether that worked, else the reason is in `error`.
+__attribute__((visibility("default"))) bool gemma_measure_cuda_limits(int ordinal, gemma::DeviceLimits& limits,
+                                                                      std::string& error) {
+  try {
+    gemma::check_cuda(cudaSetDevice(ordinal));
+    limits = gemma::cuda::measure_limits();
+    return true;
+  } catch (const std::exception& failure) {
+    error = failure.what();
+    return false;
   }
 }
 

@@ -1,4 +1,4 @@
-#include "bench/bandwidth.h"
+#include "bench/cpu_limits.h"
 
 #include <algorithm>
 #include <atomic>

@@ -6,4 +6,8 @@ namespace gemma {
 /// is much larger than its caches. @param threads 0: one for each core.
 double measure_read_bandwidth(int threads);
 
+/// Float operations a second of products with float32 sums with so many threads: what reading prompts on the CPU, which
+/// multiplies in float32, is held against. @param threads 0: one for each core.
+double measure_multiply_rate(int threads);
+
 }  // namespace gemma

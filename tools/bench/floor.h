@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+
+#include "device/device.h"
+#include "model/model.h"
+
+namespace gemma {
+
+/// What a piece of work cannot do without.
+struct Cost {
+  double bytes = 0;  ///< that must be read from memory
+  double flop = 0;   ///< float operations, a multiplication and an addition being two
+};
+
+/// One decoding step of `rows` sequences: all weights but the embedding once (a few rows of it are free), and the cache
+/// that the rows' queries see.
+Cost decode_cost(const Model& model, int window, int context, int rows, KvType type);
+
+/// Reading a prompt: all weights but embedding and head once for each chunk; 2 FLOP for each of their parameters and
+/// each token, and attention's two products over the keys that are seen.
+Cost prompt_cost(const Model& model, int window, int tokens, int chunk);
+
+/// FLOP of one layer's attention over a prompt.
+double attention_flop(const Config& config, int window, int tokens);
+
+}  // namespace gemma
