@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 
-#include "cli/chat_settings.h"
 #include "cli/statistics.h"
 #include "cli/terminal.h"
 #include "cli/typed_text.h"
@@ -75,7 +74,7 @@ Reaction set(Dialogue& dialogue, const std::string& argument) {
   const std::size_t end = std::min(argument.find_first_of(" \t"), argument.size());
   const std::string name = argument.substr(0, end);
   if (!name.empty()) dialogue.change(name, std::string(trim(std::string_view(argument).substr(end))));
-  for (const auto& [setting, value] : settings_of(dialogue.options())) {
+  for (const auto& [setting, value] : dialogue.settings()) {
     if (name.empty() || name == setting) print_columns(setting, harmless(value));
   }
   return Reaction::kGoOn;

@@ -1,6 +1,7 @@
 #include "cli/dialogue.h"
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <utility>
 
@@ -14,6 +15,8 @@
 
 namespace gemma::cli {
 namespace {
+
+constexpr auto kPatience = std::chrono::milliseconds(500);  // before a bar shows how far reading has got
 
 std::uint64_t draw_seed() {
   std::random_device device;
@@ -68,6 +71,12 @@ void Dialogue::change(const std::string& name, const std::string& value) {
   if (name == "seed" && !options_.seed) drawn_seed_ = draw_seed();
 }
 
+std::vector<std::pair<std::string, std::string>> Dialogue::settings() const {
+  GenerationOptions options = options_;
+  options.seed = seed();
+  return settings_of(options);
+}
+
 bool Dialogue::answer(Conversation before, const std::string& question) {
   const auto count = [this](std::span<const Message> messages) { return engine_.count_tokens(messages); };
   const int context = engine_.info().context;
@@ -110,6 +119,7 @@ Result Dialogue::generate(const Conversation& before, const std::string& questio
   const InterruptGuard interrupt;
   char last = 0;
   ProgressBar progress("Reading", !common_.quiet);
+  const auto start = std::chrono::steady_clock::now();
   const auto on_text = [&](std::string_view text) {
     if (!common_.json && !text.empty()) {
       print_answer(text);
@@ -118,10 +128,11 @@ Result Dialogue::generate(const Conversation& before, const std::string& questio
     return !interrupt.was_interrupted();
   };
   const auto on_progress = [&](int read, int total) {
-    if (read < total) {
-      progress.update(static_cast<std::uint64_t>(read), static_cast<std::uint64_t>(total));
-    } else {
+    const bool is_late = std::chrono::steady_clock::now() - start > kPatience;
+    if (read == total) {
       progress.clear();
+    } else if (is_late) {
+      progress.update(static_cast<std::uint64_t>(read), static_cast<std::uint64_t>(total));
     }
     return !interrupt.was_interrupted();
   };

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cli/common_options.h"
 #include "cli/conversation.h"
@@ -40,7 +42,7 @@ class Dialogue {
 
   /// Changes how answers are made (see change_setting).
   void change(const std::string& name, const std::string& value);
-  const GenerationOptions& options() const { return options_; }
+  std::vector<std::pair<std::string, std::string>> settings() const;  ///< See settings_of.
 
   void show_statistics() const;              ///< of the last answer, the conversation and the engine
   void report_seed() const;                  ///< how to get this conversation again, if nobody has chosen that

@@ -87,8 +87,8 @@ LineEditor::State::State() {
   el_set(editor.get(), EL_SIGNAL, 1);
   el_source(editor.get(), nullptr);
 
-  // As keys instead of signals, these cannot come at a wrong moment.
-  el_set(editor.get(), EL_SETTY, "-d", "intr=", "susp=", nullptr);
+  // As keys instead of signals, Ctrl-C and Ctrl-Z cannot come at a wrong moment.
+  el_set(editor.get(), EL_SETTY, "-d", "-isig", nullptr);
   add_key("^C", "gemma-interrupt", &State::interrupt);
   add_key("^Z", "gemma-suspend", &State::suspend);
   add_key("\\e[200~", "gemma-paste", &State::paste);
