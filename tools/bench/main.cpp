@@ -16,6 +16,7 @@
 #include "device/attention_mask.h"
 #include "gemma/error.h"
 #include "model/model_file.h"
+#include "model/model_writer.h"
 
 namespace gemma {
 namespace {
@@ -37,6 +38,7 @@ struct Options {
   bool wants_profile = false;
   bool is_json = false;
   std::string plot;
+  std::string save;
 };
 
 /// Random weights. Those for a GPU, which copies them, are one layer again and again: no wait for tens of GB.
@@ -140,7 +142,18 @@ void bench_attention(const Options& options, const BenchDevice& bench, Model mod
   }
 }
 
+/// Writes the random weights of one shape, with the demo model's tokenizer: to try programs on models of full size.
+int save(const Options& options) {
+  if (options.shapes.size() != 1 || options.types.size() != 1) throw Error("--save needs one --shape and one --type");
+  const Model demo = load_demo_model();
+  Model model = make_weights(options.shapes.front(), /*is_gpu=*/true);
+  model.tokenizer = demo.tokenizer;
+  save_model(model, options.save);
+  return 0;
+}
+
 int run(const Options& options) {
+  if (!options.save.empty()) return save(options);
   const bool is_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
   const BenchDevice bench{.is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk};
   Report report;
@@ -212,6 +225,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--profile", options.wants_profile, "where the time goes");
   app.add_option("--plot", options.plot, "draw the roofline with what was measured")->type_name("FILE.svg");
+  app.add_option("--save", options.save, "only write the random weights as a model file, with the demo's tokenizer")
+      ->type_name("FILE");
   app.add_flag("--json", options.is_json, "print one JSON document");
   try {
     app.parse(argc, argv);
