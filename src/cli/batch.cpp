@@ -127,22 +127,24 @@ Json settle_identity(const BatchIdentity& run, const std::optional<Json>& header
   return identity;
 }
 
-/// Puts the results into the output. @return false if it was interrupted.
-bool finish(PartialFile& partial, const Path& output, const Json& identity, bool is_shard, bool may_overwrite,
+enum class Finish { kDone, kInterrupted, kOutputExists };
+
+/// Puts the results into the output.
+Finish finish(PartialFile& partial, const Path& output, const Json& identity, bool is_shard, bool may_overwrite,
             const InterruptGuard& interrupt) {
   FinalFile file(output);
   const bool is_copied = partial.copy_in_order([&](std::string_view text) {
     file.write(text);
     return !interrupt.was_interrupted();
   });
-  if (!is_copied) return false;
+  if (!is_copied) return Finish::kInterrupted;
   file.finish();
   // A run that ended between the two last steps has left the very same output.
-  if (!may_overwrite && is_there(output) && file_hash(output) != file.hash()) fail_existing(output);
+  if (!may_overwrite && is_there(output) && file_hash(output) != file.hash()) return Finish::kOutputExists;
   if (is_shard) write_record(output, {.identity = identity, .bytes = file.bytes(), .hash = file.hash()});
   file.commit();
   partial.remove();
-  return true;
+  return Finish::kDone;
 }
 
 /// The command with INPUT.
@@ -211,11 +213,12 @@ class BatchCommand {
 
   /// Does what is left to do. @return false if it was interrupted.
   bool answer(Engine& engine, PartialFile& partial) {
-    const BatchWork work{.input = input_,
-                         .format = format_,
-                         .shard = shard_,
-                         .options = options_.generation,
-                         .seed = identity_["seed"].get<std::uint64_t>()};
+    BatchWork work{.input = input_,
+                   .format = format_,
+                   .shard = shard_,
+                   .options = options_.generation,
+                   .seed = identity_["seed"].get<std::uint64_t>()};
+    work.options.seed.reset();  // it is the run's, not that of every line
     const InterruptGuard interrupt;
     const Stopwatch watch;
     StatusLine status(!options_.common.quiet);
@@ -224,22 +227,23 @@ class BatchCommand {
       return !interrupt.was_interrupted();
     };
     std::optional<std::string> input_hash;
+    Finish end = Finish::kInterrupted;
     try {
       input_hash = run_batch(engine, work, partial, counts_, goes_on);
       seconds_ = watch.seconds();
-      if (input_hash == survey_.hash &&
-          !finish(partial, output_, identity_, !shard_.is_all(), options_.overwrite, interrupt)) {
-        return false;
+      if (input_hash == survey_.hash) {
+        end = finish(partial, output_, identity_, !shard_.is_all(), options_.overwrite, interrupt);
       }
     } catch (const Error& error) {
       throw Error(std::string(error.what()) + ". What is finished is kept in " + in_quotes(partial.path().native()) +
                   ": run the same command again to go on");
     }
+    if (end == Finish::kOutputExists) fail_existing(output_);
     if (input_hash && input_hash != survey_.hash) {
       throw Error(in_quotes(input_.name()) + " has changed while it was being read; remove " +
                   in_quotes(partial.path().native()) + " and start over");
     }
-    return input_hash.has_value();
+    return end == Finish::kDone;
   }
 
   std::string progress(double seconds) const {

@@ -7,7 +7,7 @@ namespace {
 
 TEST(BatchProgress, FillsTheWidthThatThereIs) {
   const BatchProgress progress{.done = 37, .total = 512, .tokens_per_s = 123.44, .seconds_left = 42};
-  EXPECT_EQ(to_text(progress, 60), " 37/512 [#                   ] 123.4 tokens/s, 0:42 left");
+  EXPECT_EQ(to_text(progress, 60), " 37/512 [#                      ] 123.4 tokens/s, 0:42 left");
   for (int width = 0; width < 200; ++width) {
     const std::string text = to_text(progress, width);
     if (text.find('[') != std::string::npos) {
@@ -19,7 +19,7 @@ TEST(BatchProgress, FillsTheWidthThatThereIs) {
 
 TEST(BatchProgress, SaysNothingOfATimeThatItDoesNotKnow) {
   EXPECT_EQ(to_text({.done = 0, .total = 0, .tokens_per_s = 0, .seconds_left = -1}, 30),
-            "0/0 [#########] 0.0 tokens/s");
+            "0/0 [##########] 0.0 tokens/s");
 }
 
 TEST(Time, IsWrittenAsOnAClock) {
