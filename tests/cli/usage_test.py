@@ -2,7 +2,7 @@ import unittest
 
 from gemma_run import DONE, FAILED, USAGE, CommandLineTest, Run
 
-COMMANDS = ("prompt", "score", "tokenize", "inspect")
+COMMANDS = ("prompt", "chat", "batch", "score", "tokenize", "inspect")
 
 
 class Usage(CommandLineTest):
