@@ -191,6 +191,7 @@ void KvCache::truncate(Id id, int length) {
   }
   sequence.oldest_in_ring = std::min(sequence.oldest_in_ring, first);
   sequence.length = length;
+  forget_kept_from(id, length);
   release_pages(sequence, blocks_for(length));
   while (!sequence.checkpoints.empty() && sequence.checkpoints.back() > length) sequence.checkpoints.pop_back();
   drop_unneeded(sequence);
@@ -254,6 +255,21 @@ void KvCache::keep_for_checkpoints(Id id, int end) {
 bool KvCache::is_kept(const Sequence& sequence, int position) {
   const auto next = sequence.kept.upper_bound(position);
   return next != sequence.kept.begin() && position < std::prev(next)->second.last;
+}
+
+void KvCache::forget_kept_from(Id id, int end) {
+  std::map<int, Kept>& all = alive(id).kept;
+  const auto behind = all.lower_bound(end);
+  if (behind != all.begin()) {
+    auto& [position, kept] = *std::prev(behind);
+    if (kept.last > end) {
+      // The bytes are in the device's order, so they are read once more: what has been put back is in the ring.
+      kept.last = end;
+      kept.bytes.resize(static_cast<std::size_t>(end - position) * device_.slot_bytes());
+      device_.read_slots(id, position % device_.kv_layout().ring_slots, end - position, kept.bytes);
+    }
+  }
+  all.erase(behind, all.end());
 }
 
 void KvCache::drop_unneeded(Sequence& sequence) {

@@ -121,6 +121,8 @@ class KvCache {
   static bool is_kept(const Sequence& sequence, int position);
   // Copies aside what checkpoints need of the positions before `end`, which are about to leave the ring.
   void keep_for_checkpoints(Id id, int end);
+  // The positions from `end` on will be written anew: what is kept of them no longer holds.
+  void forget_kept_from(Id id, int end);
   void drop_unneeded(Sequence& sequence);
 
   Device& device_;

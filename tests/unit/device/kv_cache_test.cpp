@@ -131,10 +131,12 @@ class Player {
 
   void create() {
     if (texts_.size() == kSequences) {
+      EXPECT_FALSE(cache().can_create(1));
       EXPECT_THROW(cache().create(1), Error);
       return;
     }
     const int before = cache().free_pages();
+    EXPECT_EQ(cache().can_create(kContext), before >= pages_for(kContext));
     if (before < pages_for(kContext)) {
       EXPECT_THROW(cache().create(kContext), Error);
       return;
@@ -147,18 +149,13 @@ class Player {
 
   void fork() {
     const KvCache::Id id = any();
-    if (texts_.size() == kSequences) {
+    if (!cache().can_fork(id, kContext)) {
+      // It takes at most a whole sequence's pages and a copy of the page that both may go on to write.
+      ASSERT_TRUE(texts_.size() == kSequences || cache().free_pages() <= pages_for(kContext));
       EXPECT_THROW(cache().fork(id, kContext), Error);
       return;
     }
-    KvCache::Id child = 0;
-    try {
-      child = cache().fork(id, kContext);
-    } catch (const Error&) {
-      // At most a whole sequence's pages and a copy of the page that both may go on to write.
-      ASSERT_LE(cache().free_pages(), pages_for(kContext));
-      return;
-    }
+    const KvCache::Id child = cache().fork(id, kContext);
     const Text copy{texts_.at(id).tokens, {}};
     ASSERT_TRUE(texts_.try_emplace(child, copy).second);
     EXPECT_EQ(cache().length(child), static_cast<int>(copy.tokens.size()));
@@ -172,10 +169,20 @@ class Player {
 
   void checkpoint() {
     const KvCache::Id id = any();
-    cache().checkpoint(id);
     Text& text = texts_.at(id);
-    const int length = static_cast<int>(text.tokens.size());
-    if (text.checkpoints.empty() || text.checkpoints.back() != length) text.checkpoints.push_back(length);
+    int length = static_cast<int>(text.tokens.size());
+    if (below(2) == 0) {
+      cache().checkpoint(id);
+    } else {
+      length = std::max(0, length - below(40));
+      if (!cache().can_truncate(id, length)) {
+        EXPECT_THROW(cache().checkpoint(id, length), Error);
+        return;
+      }
+      cache().checkpoint(id, length);
+    }
+    const auto place = std::lower_bound(text.checkpoints.begin(), text.checkpoints.end(), length);
+    if (place == text.checkpoints.end() || *place != length) text.checkpoints.insert(place, length);
   }
 
   void forget_checkpoint() {
@@ -202,7 +209,22 @@ class Player {
     const KvCache::Id id = any();
     const int length = static_cast<int>(texts_.at(id).tokens.size());
     ASSERT_TRUE(cache().can_truncate(id, length));
-    go_back_to(id, below(2) == 0 ? std::max(0, length - below(9)) : below(length + 1));
+    const int wanted = below(2) == 0 ? std::max(0, length - below(9)) : below(length + 1);
+    go_back_to(id, below(4) == 0 ? nearest(id, wanted) : wanted);
+  }
+
+  int nearest(KvCache::Id id, int wanted) {
+    const int found = cache().nearest_length(id, wanted);
+    EXPECT_TRUE(found == 0 || cache().can_truncate(id, found)) << found;
+    EXPECT_LE(found, wanted);
+    const std::vector<int>& checkpoints = texts_.at(id).checkpoints;
+    EXPECT_TRUE(found == wanted || found == 0 || std::binary_search(checkpoints.begin(), checkpoints.end(), found));
+    for (int checkpoint : checkpoints) {
+      if (checkpoint <= wanted && checkpoint > found) {
+        EXPECT_FALSE(cache().can_truncate(id, checkpoint)) << checkpoint << " is nearer to " << wanted;
+      }
+    }
+    return found;
   }
 
   void go_back_to(KvCache::Id id, int length) {
@@ -449,6 +471,39 @@ TEST_P(CacheOnDevice, GoesBackAgainAndAgainAsTheTurnsOfAChatAreRetried) {
           << "turn " << turn << ", attempt " << attempt;
       cache.truncate(sequence, static_cast<int>(text.size()));
     }
+  }
+}
+
+TEST_P(CacheOnDevice, ForgetsWhatItKeptOfTokensThatHaveBeenTakenBack) {
+  const Model model = tiny_model(GetParam(), 20);
+  Reader reader(GetParam(), model);
+  KvCache& cache = reader.cache();
+  const int wrap = 2 * reader.device().kv_layout().ring_slots;
+  const KvCache::Id sequence = cache.create(1024);
+  // Two checkpoints whose windows lie in the same blocks, so that what they need is kept together.
+  std::vector<int> text = random_tokens(70, model.config.vocab_size, 90);
+  reader.skip(sequence, text, 64);
+  cache.checkpoint(sequence);
+  reader.skip(sequence, random_tokens(10, model.config.vocab_size, 91), 64);
+  cache.checkpoint(sequence);
+  reader.skip(sequence, random_tokens(wrap, model.config.vocab_size, 92), 64);
+
+  // Another ten tokens where the second checkpoint was.
+  cache.truncate(sequence, 70);
+  const std::vector<int> others = random_tokens(10, model.config.vocab_size, 93);
+  text.insert(text.end(), others.begin(), others.end());
+  reader.skip(sequence, others, 64);
+  cache.checkpoint(sequence);
+  reader.skip(sequence, random_tokens(wrap, model.config.vocab_size, 94), 64);
+
+  for (const int length : {80, 70}) {
+    cache.truncate(sequence, length);
+    text.resize(static_cast<std::size_t>(length));
+    const std::vector<int> more = random_tokens(5, model.config.vocab_size, 95);
+    text.insert(text.end(), more.begin(), more.end());
+    Logits expected = read_alone(GetParam(), model, text, 64);
+    expected.erase(expected.begin(), expected.end() - 5);
+    EXPECT_EQ(first_difference(reader.read(sequence, more, 5), expected), "") << "after going back to " << length;
   }
 }
 
