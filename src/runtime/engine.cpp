@@ -122,7 +122,6 @@ struct Engine::State {
   std::unique_ptr<Device> device;
   std::optional<KvCache> cache;
   std::optional<Scheduler> scheduler;
-  std::vector<std::pair<Callbacks, Result>> done_at_once;  // requests for no tokens
   int chunk = 0;
   EngineInfo info;
   double load_s = 0;
@@ -271,10 +270,6 @@ RequestId Engine::submit(const Request& request, Callbacks callbacks) {
   result.prompt_tokens = prompt_tokens;
   result.seed = job.wanted.sampling->seed;
   result.timing.load_s = state.load_s;
-  if (job.max_tokens == 0) {
-    state.done_at_once.emplace_back(std::move(callbacks), std::move(result));
-    return RequestId{0};
-  }
   job.listener =
       std::make_unique<Answer>(state.tokenizer ? &*state.tokenizer : nullptr, state.model.defaults.stop_tokens, options,
                                std::move(callbacks), std::move(result));
@@ -283,13 +278,7 @@ RequestId Engine::submit(const Request& request, Callbacks callbacks) {
 
 void Engine::cancel(RequestId id) { state_->scheduler->cancel(static_cast<Scheduler::Ticket>(id)); }
 
-bool Engine::step() {
-  const auto done_at_once = std::exchange(state_->done_at_once, {});
-  for (const auto& [callbacks, result] : done_at_once) {
-    if (callbacks.on_done) callbacks.on_done(result);
-  }
-  return state_->scheduler->step() || !state_->done_at_once.empty();
-}
+bool Engine::step() { return state_->scheduler->step(); }
 
 void Engine::run() {
   while (step()) {
@@ -339,6 +328,7 @@ Score Engine::score(std::string_view text, ControlTokens control, const Progress
 Score Engine::score(std::span<const int> tokens, const ProgressCallback& on_progress) {
   State& state = *state_;
   state.check_ids(tokens);
+  state.scheduler->make_way();
   const int total = static_cast<int>(tokens.size());
   Score score;
   score.tokens = total;

@@ -30,6 +30,31 @@ int common_prefix(std::span<const TextToken> a, std::span<const TextToken> b) {
   return static_cast<int>(end - a.begin());
 }
 
+/// Makes calls one after the other, even if one throws: what one listener throws must not cost the others what they wait
+/// for.
+class Attempts {
+ public:
+  /// @return whether the call did not throw
+  template <class Call>
+  bool make(const Call& call) {
+    try {
+      call();
+      return true;
+    } catch (...) {
+      if (!thrown_) thrown_ = std::current_exception();
+      return false;
+    }
+  }
+
+  /// Throws what the first call that threw has thrown.
+  void rethrow() const {
+    if (thrown_) std::rethrow_exception(thrown_);
+  }
+
+ private:
+  std::exception_ptr thrown_;
+};
+
 }  // namespace
 
 struct Scheduler::Active {
@@ -66,7 +91,7 @@ struct Scheduler::Step {
   std::vector<Part> parts;
   std::vector<Output> answers;
   int calls = 0;         // of Device::sample
-  bool is_pure = false;  // nothing but one drawn token for each job
+  bool is_pure = false;  // nothing but one token for each job, and still what the device has done last
 };
 
 Scheduler::Scheduler(const Config& config, Device& device, KvCache& cache, const SchedulerLimits& limits)
@@ -85,18 +110,14 @@ int Scheduler::max_parallel() const { return std::max(device_.kv_layout().rings 
 // --- jobs ---
 
 Scheduler::Ticket Scheduler::submit(Job job) {
-  assert(!job.text.empty() && job.max_tokens >= 1);
+  assert(!job.text.empty() && job.max_tokens >= 0);
   const int limit = size_of(job.text) + job.max_tokens;
   assert(limit <= device_.kv_layout().context);
   if (job.session) {
     if (!sessions_.contains(*job.session)) throw Error("there is no such session");
     if (is_busy(*job.session)) throw Error("the session is busy with another request");
-  } else {
-    const int session_pages = KvCache::pages_for(device_.kv_layout().context) * static_cast<int>(sessions_.size());
-    if (static_cast<int>(sessions_.size()) >= max_parallel() ||
-        KvCache::pages_for(limit) > device_.kv_layout().pages - session_pages) {
-      throw Error("the cache has no room for another request beside the open sessions");
-    }
+  } else if (job.max_tokens > 0 && !fits_beside(static_cast<int>(sessions_.size()), limit)) {
+    throw Error("the cache has no room for another request beside the open sessions");
   }
   auto active = std::make_unique<Active>();
   active->ticket = next_ticket_++;
@@ -114,29 +135,29 @@ void Scheduler::cancel(Ticket ticket) {
 }
 
 void Scheduler::forget(Ticket ticket) {
-  cancel(ticket);
-  for (auto& job : active_) {
-    if (job->ticket == ticket) job->job.listener.reset();
-  }
-  for (auto& job : waiting_) {
-    if (job->ticket == ticket) job->job.listener.reset();
-  }
+  const auto is_it = [ticket](const auto& job) { return job->ticket == ticket; };
+  std::erase_if(waiting_, is_it);
+  const auto job = std::find_if(active_.begin(), active_.end(), is_it);
+  if (job == active_.end()) return;
+  (*job)->job.listener.reset();
+  end(**job, false);
 }
 
-void Scheduler::end_cancelled() {
-  std::vector<std::unique_ptr<Active>> cancelled;
-  for (auto& job : waiting_) {
-    if (job->is_cancelled) cancelled.push_back(std::move(job));
-  }
-  std::erase(waiting_, nullptr);
+void Scheduler::end_without_step() {
+  // Listeners may submit and cancel jobs: what they change is looked at in the next step.
   std::vector<Active*> running;
   for (const auto& job : active_) {
     if (job->is_cancelled) running.push_back(job.get());
   }
-  for (Active* job : running) end(*job, false);
-  for (const auto& job : cancelled) {
-    if (job->job.listener) job->job.listener->on_end(false);
+  std::vector<std::unique_ptr<Active>> ended;
+  for (auto& job : waiting_) {
+    if (job->is_cancelled || job->limit == job->prompt_size) ended.push_back(std::move(job));
   }
+  std::erase(waiting_, nullptr);
+  Attempts attempts;
+  for (Active* job : running) attempts.make([&] { end(*job, false); });
+  for (const auto& job : ended) attempts.make([&] { job->job.listener->on_end(!job->is_cancelled); });
+  attempts.rethrow();
 }
 
 void Scheduler::end(Active& job, bool is_complete) {
@@ -170,13 +191,20 @@ void Scheduler::abandon() {
     // It is the error that brought us here, or follows from it.
   }
   steps_.clear();
+  const auto clear_session = [this](int session) {
+    cache_.truncate(session, 0);
+    sessions_.at(session).text.clear();
+  };
   for (const auto& job : active_) {
     if (job->job.session) {
-      cache_.truncate(job->sequence, 0);
-      sessions_.at(*job->job.session).text.clear();
+      clear_session(*job->job.session);
     } else {
       cache_.remove(job->sequence);
     }
+  }
+  // One of them may just have been starting.
+  for (const auto& job : waiting_) {
+    if (job->job.session) clear_session(*job->job.session);
   }
   active_.clear();
   waiting_.clear();
@@ -186,10 +214,18 @@ void Scheduler::abandon() {
 // --- sessions ---
 
 int Scheduler::open_session() {
-  if (static_cast<int>(sessions_.size()) >= max_parallel()) {
-    throw Error("no room for another session: " + std::to_string(sessions_.size()) + " are open");
+  const int context = device_.kv_layout().context;
+  const int open = static_cast<int>(sessions_.size());
+  if (open + active_without_session() >= max_parallel()) {
+    throw Error("no room for another session: " + std::to_string(open) + " are open, and " +
+                std::to_string(active_without_session()) + " other requests are worked on");
   }
-  const int sequence = cache_.create(device_.kv_layout().context);
+  const bool leaves_room = std::all_of(waiting_.begin(), waiting_.end(), [&](const auto& job) {
+    return job->job.session || fits_beside(open + 1, job->limit);
+  });
+  if (!leaves_room) throw Error("no room for another session beside the requests that wait");
+  if (!cache_.can_create(context)) drop_kept_prefix();
+  const int sequence = cache_.create(context);
   sessions_.emplace(sequence, Session{});
   return sequence;
 }
@@ -199,6 +235,17 @@ void Scheduler::close_session(int session) {
   if (is_busy(session)) throw Error("the session is busy with a request");
   cache_.remove(session);
   sessions_.erase(session);
+}
+
+bool Scheduler::fits_beside(int sessions, int max_length) const {
+  const KvLayout& layout = device_.kv_layout();
+  return sessions < max_parallel() &&
+         KvCache::pages_for(max_length) <= layout.pages - sessions * KvCache::pages_for(layout.context);
+}
+
+int Scheduler::active_without_session() const {
+  return static_cast<int>(
+      std::count_if(active_.begin(), active_.end(), [](const auto& job) { return !job->job.session; }));
 }
 
 bool Scheduler::is_busy(int session) const {
@@ -220,11 +267,7 @@ void Scheduler::admit() {
     active_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
-  if (active_.empty() && !waiting_.empty()) {
-    // Sessions were opened since it was submitted.
-    waiting_.clear();
-    throw Error("the cache has no room for the requests that wait, beside the open sessions");
-  }
+  assert(!active_.empty() || waiting_.empty());  // each fits into an idle cache
 }
 
 bool Scheduler::start(Active& job) {
@@ -244,16 +287,14 @@ bool Scheduler::start_in_session(Active& job) {
 }
 
 bool Scheduler::start_in_new_sequence(Active& job) {
-  const auto without_session =
-      std::count_if(active_.begin(), active_.end(), [](const auto& other) { return !other->job.session; });
-  if (without_session + static_cast<std::ptrdiff_t>(sessions_.size()) >= max_parallel()) return false;
+  if (active_without_session() + static_cast<int>(sessions_.size()) >= max_parallel()) return false;
 
   if (prefix_ && common_prefix(prefix_->text, job.text) >= kMinShared) {
     if (!prefix_->sequence) return false;  // it will have been read soon
     if (fork_from_prefix(job, job.limit)) return true;
     if (!active_.empty() && !cache_.can_create(job.limit)) return false;
   }
-  if (!cache_.can_create(job.limit) && prefix_ && prefix_->sequence) drop_prefix();
+  if (!cache_.can_create(job.limit)) drop_kept_prefix();
   if (!cache_.can_create(job.limit)) return false;
   job.sequence = cache_.create(job.limit);
   keep_prefix_for_others(job);
@@ -288,6 +329,10 @@ void Scheduler::keep_prefix_for_others(Active& job) {
   prefix_->reader = job.ticket;
 }
 
+void Scheduler::drop_kept_prefix() {
+  if (prefix_ && prefix_->sequence) drop_prefix();
+}
+
 void Scheduler::drop_prefix() {
   if (prefix_ && prefix_->sequence) cache_.remove(*prefix_->sequence);
   prefix_.reset();
@@ -295,8 +340,13 @@ void Scheduler::drop_prefix() {
 
 // --- steps ---
 
+void Scheduler::make_way() {
+  drop_kept_prefix();
+  for (Step& step : steps_) step.is_pure = false;
+}
+
 bool Scheduler::step() {
-  end_cancelled();
+  end_without_step();
   try {
     admit();
     if (steps_.empty() && !active_.empty()) begin_step();
@@ -380,6 +430,7 @@ void Scheduler::begin(Step step, Batch batch) {
   step.calls = (static_cast<int>(batch.outputs.size()) + at_once - 1) / at_once;
   step.answers.resize(batch.outputs.size());
   steps_.push_back(std::move(step));
+  trim_checkpoints();
   begin_forward(config_, device_, batch, steps_.back().answers);
 }
 
@@ -401,32 +452,28 @@ void Scheduler::continue_step() {
 void Scheduler::finish_step() {
   try {
     device_.finish(steps_.size() == 2 ? steps_.back().calls : 0);
+    for (const Step::Part& part : steps_.front().parts) {
+      if (part.job != nullptr && !part.job->is_drawing) after_reading(*part.job);
+    }
   } catch (...) {
     abandon();
     throw;
   }
   const Step step = std::move(steps_.front());
   steps_.pop_front();
-  // What one listener throws must not cost the others their tokens.
-  std::exception_ptr thrown;
+  Attempts attempts;
   for (const Step::Part& part : step.parts) {
     if (part.job == nullptr) continue;
-    try {
-      take_results(*part.job, part.length,
-                   part.output < 0 ? nullptr : &step.answers[static_cast<std::size_t>(part.output)]);
-    } catch (...) {
-      if (!thrown) thrown = std::current_exception();
-      forget(part.ticket);
-    }
+    const Output* output = part.output < 0 ? nullptr : &step.answers[static_cast<std::size_t>(part.output)];
+    if (!attempts.make([&] { take_results(*part.job, part.length, output); })) forget(part.ticket);
   }
-  if (thrown) std::rethrow_exception(thrown);
+  attempts.rethrow();
 }
 
 void Scheduler::take_results(Active& job, int length, const Output* output) {
   using Next = JobListener::Next;
   JobListener& listener = *job.job.listener;
   if (!job.is_drawing) {
-    after_reading(job);
     if (!listener.on_read(length, job.prompt_size)) return end(job, false);
     if (output == nullptr) return;
     job.is_drawing = true;
@@ -449,7 +496,6 @@ void Scheduler::after_reading(Active& job) {
   const int retry = job.prompt_size - 1;
   if (job.job.session && length == job.prompt_size && retry > 0 && cache_.can_truncate(job.sequence, retry)) {
     cache_.checkpoint(job.sequence, retry);
-    trim_checkpoints();
   }
 }
 

@@ -50,7 +50,7 @@ class JobListener {
 /// An answer to be made.
 struct Job {
   std::vector<TextToken> text;  ///< the prompt, not empty
-  int max_tokens = 1;           ///< of the answer, at least 1; prompt and answer fit into the context
+  int max_tokens = 1;           ///< of the answer, at least 0; prompt and answer fit into the context
   OutputRow wanted;             ///< of every token of the answer; row and recent tokens aside
   std::optional<int> session;   ///< the sequence to go on from, and to leave the text in
   std::unique_ptr<JobListener> listener;
@@ -88,15 +88,19 @@ class Scheduler {
   /// The job ends with the next step, before it gets another token.
   void cancel(Ticket ticket);
 
-  /// The same, and its listener hears nothing more and is gone.
+  /// The job ends now, and its listener is gone without hearing of it. Not to be called by that listener.
   void forget(Ticket ticket);
+
+  /// To be called before anybody else uses device and cache between two steps: gives up what is kept only because it
+  /// may be of use.
+  void make_way();
 
   /// @return whether there is more to do.
   bool step();
 
   /// A sequence that stays when a job on it ends. What a job's prompt has in common with its text is not read again;
   /// going back to a point where a prompt or an answer ended is always possible within `checkpoint_bytes`.
-  /// @throws Error if there is no room for a sequence of the context's length.
+  /// @throws Error if there is no room for a sequence of the context's length, now or beside a job that waits.
   int open_session();
   void close_session(int session);  ///< @throws Error if it is busy
 
@@ -113,8 +117,9 @@ class Scheduler {
   bool fork_from_prefix(Active& job, int max_length);
   void keep_prefix_for_others(Active& job);
   void drop_prefix();
+  void drop_kept_prefix();  // if it has been read
   void end(Active& job, bool is_complete);
-  void end_cancelled();
+  void end_without_step();  // jobs that are cancelled, or want no tokens
   void abandon();
 
   void begin_step();
@@ -127,6 +132,8 @@ class Scheduler {
   void after_reading(Active& job);
   void trim_checkpoints();
   int max_parallel() const;
+  bool fits_beside(int sessions, int max_length) const;
+  int active_without_session() const;
   bool is_busy(int session) const;
 
   const Config& config_;
