@@ -131,7 +131,7 @@ enum class Finish { kDone, kInterrupted, kOutputExists };
 
 /// Puts the results into the output.
 Finish finish(PartialFile& partial, const Path& output, const Json& identity, bool is_shard, bool may_overwrite,
-            const InterruptGuard& interrupt) {
+              const InterruptGuard& interrupt) {
   FinalFile file(output);
   const bool is_copied = partial.copy_in_order([&](std::string_view text) {
     file.write(text);
@@ -319,6 +319,7 @@ int merge(const BatchOptions& options) {
   check_output(output, options.files);
   if (is_there(output) && !options.overwrite) fail_existing(output);
   if (shards.empty()) shards = find_shards(output);
+  const PartialFile lock(partial_path(output));  // keeps out who else would write the output
   const InterruptGuard interrupt;
   ProgressBar progress("Merging", !options.common.quiet);
   const Merged merged = merge_shards(output, shards, [&](std::uint64_t done, std::uint64_t total) {

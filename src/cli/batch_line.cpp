@@ -21,6 +21,9 @@ using nlohmann::json;
 
 // Real lines need 5: object, body, messages, message, parts of its content.
 constexpr int kDeepestJson = 32;
+// Each takes much more memory than the characters that it is written with.
+constexpr int kMostJsonValues = 1 << 20;
+constexpr int kMostLogprobs = 1000;
 
 constexpr std::array<std::string_view, 9> kOptions = {"max_tokens",     "temperature", "top_k", "top_p",     "min_p",
                                                       "repeat_penalty", "seed",        "stop",  "ignore_eos"};
@@ -71,11 +74,12 @@ bool is_one_of(const std::array<std::string_view, kSize>& names, const std::stri
 }
 
 // Refuses what nlohmann/json would accept: members that are there twice (the last would win without a word), and
-// nesting without bounds.
+// nesting and numbers of values without bounds.
 class StrictStructure {
  public:
   bool operator()(int depth, json::parse_event_t event, const json& value) {
     using Event = json::parse_event_t;
+    if (++values_ > kMostJsonValues) throw Error("the line has too many values");
     if (event == Event::object_start || event == Event::array_start) {
       if (depth >= kDeepestJson) throw Error("the line is nested too deeply");
     }
@@ -90,6 +94,7 @@ class StrictStructure {
 
  private:
   std::vector<std::set<std::string>> names_;  // of the objects that are open
+  int values_ = 0;
 };
 
 json parse_object(std::string_view text) {
@@ -103,6 +108,14 @@ json parse_object(std::string_view text) {
   } catch (const json::exception&) {
     throw Error("the line has a number that is too large");
   }
+}
+
+int read_logprobs(const JsonFields& fields, const char* name) {
+  const int count = fields.optional_integer(name).value_or(0);
+  if (count > kMostLogprobs) {
+    fields.fail("asks for more than " + std::to_string(kMostLogprobs) + " '" + std::string(name) + "'");
+  }
+  return count;
 }
 
 std::optional<float> optional_float(const JsonFields& fields, const char* name) {
@@ -201,7 +214,7 @@ void read_own_line(const json& object, Request& request) {
     fields.fail("has an unknown option " + shown(name));
   }
   read_options(fields, request.options);
-  if (const auto count = fields.optional_integer("logprobs")) request.options.logprobs = *count;
+  if (fields.has("logprobs")) request.options.logprobs = read_logprobs(fields, "logprobs");
   const std::optional<bool> chat = fields.optional_boolean("chat");
   const std::optional<bool> raw = fields.optional_boolean("raw");
   if (chat && raw) fields.fail("has both 'chat' and 'raw'; one of them is enough");
@@ -215,11 +228,11 @@ void read_own_line(const json& object, Request& request) {
 void read_openai_logprobs(const JsonFields& body, bool is_chat, GenerationOptions& options) {
   if (!is_chat) {
     if (body.has("top_logprobs")) body.fail("has 'top_logprobs', which belong to 'messages'");
-    if (const auto count = body.optional_integer("logprobs")) options.logprobs = std::max(*count, 1);
+    if (body.has("logprobs")) options.logprobs = std::max(read_logprobs(body, "logprobs"), 1);
     return;
   }
   const std::optional<bool> is_wanted = body.optional_boolean("logprobs");
-  const int count = body.optional_integer("top_logprobs").value_or(0);
+  const int count = read_logprobs(body, "top_logprobs");
   if (count > 0 && !is_wanted.value_or(false)) body.fail("has 'top_logprobs' without 'logprobs': true");
   if (is_wanted) options.logprobs = *is_wanted ? std::max(count, 1) : 0;
 }

@@ -128,6 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{R"({"prompt": "a", "prompt": "b"})", "'prompt' twice"},
                     BadLine{R"({"prompt": "a", "metadata": {"k": 1, "k": 2}})", "'k' twice"},
                     BadLine{repeated("[", 1 << 20), "nested too deeply"},
+                    BadLine{"{\"prompt\": [" + repeated("[],", 1 << 20) + "1]}", "too many values"},
                     BadLine{"{\"prompt\": " + repeated("{\"a\":", 1 << 16), "nested too deeply"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -147,6 +148,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{R"({"prompt": "a", "stop": 3})", "'stop'"},
                     BadLine{R"({"prompt": "a", "stop": ["b", 3]})", "'stop'"},
                     BadLine{R"({"prompt": "a", "chat": 1})", "'chat' that is neither true nor false"},
+                    BadLine{R"({"prompt": "a", "logprobs": 1001})", "more than 1000 'logprobs'"},
                     BadLine{R"({"prompt": "a", "chat": true, "raw": true})", "both 'chat' and 'raw'"},
                     BadLine{R"({"prompt": "a", "id": {}})", "'id' that is neither"},
                     BadLine{R"({"messages": [{"role": "user", "content": "a"}], "raw": true})", "always a chat"},
