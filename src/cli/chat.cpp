@@ -74,6 +74,8 @@ int run(ChatOptions& options) {
   require_utf8(options.system);
   choose_model(options.common);
   Engine engine = load_engine(options.common);
+  // A model that has no turns says so here, not at the first message.
+  engine.count_tokens(messages_of({options.system, {}}, ""));
   const std::unique_ptr<ChatInput> input = open_chat_input();
   // At the prompt Ctrl-C is a key; as a signal it can then only come between a prompt and an answer, and ends nothing.
   std::optional<InterruptGuard> interrupt;
