@@ -303,9 +303,9 @@ Session Engine::open_session() { return Session{state_->scheduler->open_session(
 void Engine::close_session(Session session) { state_->scheduler->close_session(static_cast<int>(session)); }
 
 int Engine::count_tokens(std::span<const Message> messages) const {
-  Request request;
-  request.messages.assign(messages.begin(), messages.end());
-  return static_cast<int>(state_->prompt_text(request).size());
+  const ChatPrompt prompt = chat_prompt(tokenizer(), messages);
+  state_->check_ids(prompt.ids);
+  return static_cast<int>(prompt.ids.size());
 }
 
 Score Engine::score(std::string_view text, ControlTokens control, const ProgressCallback& on_progress) {
