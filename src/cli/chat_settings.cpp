@@ -89,7 +89,9 @@ void change_setting(GenerationOptions& options, const std::string& name, const s
     try {
       app.parse(std::vector<std::string>{"--" + name + "=" + value});
     } catch (const CLI::ParseError& error) {
-      throw Error(std::string(error.what()).substr(2));
+      // "--temperature: ..." speaks of an option of the command line.
+      const std::string message = error.what();
+      throw Error(message.starts_with("--") ? message.substr(2) : message);
     }
   }
   found->take(options, changed);

@@ -96,7 +96,8 @@ bool Dialogue::answer(Conversation before, const std::string& question) {
   Result result = generate(before, question);
   const bool is_interrupted = result.finish_reason == FinishReason::kInterrupt;
   if (is_interrupted && result.tokens.empty()) {
-    note("Stopped before the first word: this message is not part of the conversation.");
+    note(retries_ > 0 ? "Stopped before the first word: the answer that there was stays."
+                      : "Stopped before the first word: this message is not part of the conversation.");
   } else {
     // Ids that spell more than the answer end in a stop text, which is no part of it.
     const bool is_spelled = spells(engine_.tokenizer(), result.tokens, result.text);

@@ -157,6 +157,8 @@ LineEditor::Input LineEditor::read(const std::string& prompt) {
   state_->is_interrupted = false;
   // Before the prompt is there to be answered: a Ctrl-D that comes earlier would be lost.
   el_set(state_->editor.get(), EL_PREP_TERM, 1);
+  // The terminal may have changed its size since the last line.
+  el_resize(state_->editor.get());
   state_->mark_pastes(true);
   int count = 0;
   const char* line = el_gets(state_->editor.get(), &count);

@@ -48,7 +48,7 @@ void print_statistic(const std::string& name, const std::string& text) {
 }
 
 void print_engine(const EngineInfo& info, double load_s) {
-  print_statistic("model", info.model + formatted(", loaded in %.3f s", load_s));
+  print_statistic("model", info.model + (load_s > 0 ? formatted(", loaded in %.3f s", load_s) : ""));
   print_statistic("device", info.device);
   print_statistic("memory",
                   with_unit(info.weights_bytes) + " of weights, " + with_unit(info.cache_bytes) +

@@ -16,6 +16,7 @@ std::string in_tokens(int tokens, double seconds);                   ///< "5 tok
 void print_statistic(const std::string& name, const std::string& text);
 
 /// The lines about the model, the device and the memory they take.
+/// @param load_s  0: not known
 void print_engine(const EngineInfo& info, double load_s);
 
 }  // namespace gemma::cli

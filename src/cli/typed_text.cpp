@@ -50,10 +50,14 @@ void TypedText::clear() {
 }
 
 Wish understand(const std::string& text) {
-  if (text.starts_with("//")) return {"", text.substr(1)};
   if (!text.starts_with('/')) return {"", text};
+  const bool is_one_line = text.find('\n') == std::string::npos;
+  if (text.starts_with("//") && is_one_line) return {"", text.substr(1)};
   const std::size_t end = std::min(text.find_first_of(" \t\n"), text.size());
-  return {text.substr(1, end - 1), std::string(trim(std::string_view(text).substr(end)))};
+  const std::string name = text.substr(1, end - 1);
+  const auto is_letter = [](char letter) { return 'a' <= letter && letter <= 'z'; };
+  if (name.empty() || !std::all_of(name.begin(), name.end(), is_letter)) return {"", text};
+  return {name, std::string(trim(std::string_view(text).substr(end)))};
 }
 
 std::string expand_home(const std::string& path) {

@@ -93,6 +93,7 @@ class PipedChat(ChatTest):
 
     def test_sends_a_text_that_begins_with_a_slash(self):
         self.assertEqual(self.messages("//usr is a folder")[0]["content"], "/usr is a folder")
+        self.assertEqual(self.messages("/usr/bin is a folder")[0]["content"], "/usr/bin is a folder")
 
     def test_goes_on_after_a_line_that_is_not_text(self):
         run = Run("chat", "-n", "5", "--quiet", *GREEDY, stdin=b"Hello!\n\xff\xfe\nHello!\n")
@@ -112,7 +113,7 @@ class PipedChat(ChatTest):
         for line, message in {
                 "/dance": "there is no command '/dance'; /help lists them",
                 "/": "there is no command '/'",
-                "/usr/bin is what?": "takes two: //...",
+                "/usr is what?": "takes two: //...",
                 "/undo 2": "/undo takes nothing behind it",
                 "/undo": "nothing to take back",
                 "/retry": "no message yet",
@@ -403,8 +404,7 @@ class TypedChat(ChatTest):
         terminal.wait_for("there was")
         terminal.type(CTRL_C)
         terminal.wait_for_prompt()
-        terminal.type("/set max-tokens 5", ENTER)
-        self.type_message(terminal, "")
+        self.type_message(terminal, "/set max-tokens 5")
         self.type_message(terminal, AND_THEN)
         self.save_and_leave(terminal)
         answer = self.read()["messages"][1]

@@ -70,6 +70,10 @@ TEST(Wish, IsAMessageElsewhere) {
     EXPECT_EQ(understand(text).command, "");
     EXPECT_EQ(understand(text).text, text);
   }
+  for (const char* text : {"/usr/bin is a folder", "/* a comment */", "// a comment\nint x;", "/"}) {
+    EXPECT_EQ(understand(text).command, "");
+    EXPECT_EQ(understand(text).text, text);
+  }
   EXPECT_EQ(understand("//usr is a folder").command, "");
   EXPECT_EQ(understand("//usr is a folder").text, "/usr is a folder");
 }
