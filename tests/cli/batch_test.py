@@ -230,7 +230,9 @@ class BatchReads(BatchTest):
             command = ("batch", file, "-o", str(self.output), "--overwrite", "--quiet", "-n", "1")
             measured = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); " \
                        "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-            out = subprocess.run(["python3", "-c", measured, PROGRAM, *command], env=clean_environment(), capture_output=True, check=True)
+            # AddressSanitizer would keep what was freed.
+            env = clean_environment(ASAN_OPTIONS=os.environ.get("ASAN_OPTIONS", "") + ":quarantine_size_mb=1")
+            out = subprocess.run(["python3", "-c", measured, PROGRAM, *command], env=env, capture_output=True, check=True)
             code, kibibytes = map(int, out.stdout.split())
             self.assertEqual(code, DONE)
             self.assertEqual(self.output.read_bytes().count(b"\n"), lines)
