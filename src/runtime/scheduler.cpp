@@ -30,8 +30,8 @@ int common_prefix(std::span<const TextToken> a, std::span<const TextToken> b) {
   return static_cast<int>(end - a.begin());
 }
 
-/// Makes calls one after the other, even if one throws: what one listener throws must not cost the others what they wait
-/// for.
+/// Makes calls one after the other, even if one throws: what one listener throws must not cost the others what they
+/// wait for.
 class Attempts {
  public:
   /// @return whether the call did not throw

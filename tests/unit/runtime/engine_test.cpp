@@ -40,8 +40,9 @@ class EngineTest : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(On, EngineTest, ::testing::ValuesIn(devices()),
                          [](const auto& tested) { return tested.param; });
 
-constexpr std::string_view kWords[] = {"Once upon a time", " there was", " a little girl", " named Lily.", " She had",
-                                       " a big red ball",  " and",       " a dog.",        " One day,", " they went"};
+constexpr std::string_view kWords[] = {"Once upon a time", " there was",      " a little girl", " named Lily.",
+                                       " She had",         " a big red ball", " and",           " a dog.",
+                                       " One day,",        " they went"};
 
 /// Requests of all kinds: short and long prompts, greedy and drawn, with stop texts, penalty and log-probabilities.
 std::vector<Request> mixed_requests(int count) {
@@ -82,9 +83,9 @@ std::vector<Result> run_together(Engine& engine, const std::vector<Request>& req
   std::size_t done = 0;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     engine.submit(requests[i], {.on_done = [&results, &done, i](Result result) {
-      results[i] = std::move(result);
-      ++done;
-    }});
+                    results[i] = std::move(result);
+                    ++done;
+                  }});
   }
   engine.run();
   EXPECT_EQ(done, requests.size());

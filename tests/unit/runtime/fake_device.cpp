@@ -82,8 +82,8 @@ void FakeDevice::check(const Batch& batch) const {
     ASSERT_TRUE(sequence.ring >= 0 && sequence.ring < options_.kv.rings);
     ASSERT_GE(static_cast<int>(sequence.pages.size()) * kPagePositions, sequence.position + sequence.rows);
     for (int page : sequence.pages) ASSERT_TRUE(page >= 0 && page < options_.kv.pages);
-    for (int page = sequence.position / kPagePositions;
-         page * kPagePositions < sequence.position + sequence.rows; ++page) {
+    for (int page = sequence.position / kPagePositions; page * kPagePositions < sequence.position + sequence.rows;
+         ++page) {
       EXPECT_TRUE(written_pages.insert(sequence.pages[static_cast<std::size_t>(page)]).second)
           << "two sequences write to one page";
     }
@@ -135,7 +135,8 @@ FakeDevice::Cell& FakeDevice::in_ring(int ring, int position) {
   return rings_[static_cast<std::size_t>(ring)][static_cast<std::size_t>(position % options_.kv.ring_slots)];
 }
 
-/// What the row at `position` attends to: all earlier positions through the pages, those in the window through the ring.
+/// What the row at `position` attends to: all earlier positions through the pages, those in the window through the
+/// ring.
 void FakeDevice::see(const SequenceRows& sequence, int position) {
   history_.clear();
   for (int earlier = 0; earlier < position; ++earlier) {
@@ -223,12 +224,12 @@ void FakeDevice::sample(const Batch& batch, int first, int count, std::span<Outp
     output.logprob = -static_cast<double>(cell.past % 1000);
     output.top.resize(static_cast<std::size_t>(wanted.top_logprobs));
     pending.outputs.push_back(output);
-    newly_drawn_.push_back({batch.sequences[static_cast<std::size_t>(batch.rows[row].sequence)].ring, cell.position,
-                            output.token});
+    newly_drawn_.push_back(
+        {batch.sequences[static_cast<std::size_t>(batch.rows[row].sequence)].ring, cell.position, output.token});
   }
   // Only a step of one drawn row for each sequence, sampled in one call, can be gone on from.
-  const bool all_are_generated = std::all_of(batch.rows.begin(), batch.rows.end(),
-                                             [](const Row& row) { return row.kind == RowKind::kGenerated; });
+  const bool all_are_generated =
+      std::all_of(batch.rows.begin(), batch.rows.end(), [](const Row& row) { return row.kind == RowKind::kGenerated; });
   if (count == static_cast<int>(batch.rows.size()) && all_are_generated) drawn_ = std::move(newly_drawn_);
   newly_drawn_.clear();
   pending_.push_back(std::move(pending));

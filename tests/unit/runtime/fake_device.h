@@ -111,8 +111,8 @@ class FakeDevice final : public Device {
   FakeOptions options_;
   std::vector<std::vector<Cell>> rings_;  // [rings][ring_slots]
   std::vector<Page> pages_;
-  std::vector<Cell> rows_;    // of the present step
-  std::vector<int> history_;  // tokens of the present row's sequence
+  std::vector<Cell> rows_;                // of the present step
+  std::vector<int> history_;              // tokens of the present row's sequence
   std::vector<std::vector<int>> recent_;  // of each row: the newest tokens up to it
   std::vector<Drawn> drawn_, newly_drawn_;
   std::pair<int, int> logits_made_;
