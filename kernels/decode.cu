@@ -3,13 +3,16 @@
 // Decoding reads every weight once for each step, so it can only be as fast as memory is read. One block runs on each
 // multiprocessor. Its producer warp streams the block's share of all weights, layer after layer, and of the keys and
 // values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
-// Between the steps of a layer the blocks meet at a grid barrier: five a layer. The stream does not stop at barriers.
+// Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one). The
+// stream does not stop at barriers: a ring of 190 KB holds what memory gives in 8 us. Time is lost only where a chain
+// of dependencies takes longer than that and the bytes that are used up on the way: from the end of one layer's `down`
+// to the next one's `gate_up` four waits for the grid, two norms and attention follow each other.
 //
 // Arithmetic is the same for one row and for many: decode_product.cuh, decode_attention.cuh and decode_norm.cuh say in
 // what order sums are made.
 //
-// Bytes of a step: all weights once, and the keys and values that the rows' queries see. With one row an H100 reads
-// them at 68% (2B, context 512), 65% (2B, 8000), 83% (9B, 512) and 79% (9B, 8000) of 3.09 TB/s: see NOTES.md.
+// Bytes of a step: all weights once, and the keys and values that the rows' queries see. NOTES.md has the share of an
+// H100's bandwidth at which it reads them.
 
 #include <algorithm>
 #include <string>
@@ -80,8 +83,7 @@ __device__ CacheLayer cache_of(const DecodeModel& model, int product) {
 
 __device__ void stream_matrix(Producer& producer, const Slots& slots, const MatrixShape& shape,
                               const MatrixSource& source) {
-  const int parts = slots.parts();
-  for (int part = 0; part < parts; ++part) {
+  for (int part = 0; slots.count() > 0 && part <= slots.last_part(); ++part) {
     const int tile = slots.tile(part);
     int column = slots.first_piece(part) * kPieceColumns;
     for (int slot = slots.begin(part); slot < slots.end(part); ++slot, column += kPieceColumns)
@@ -92,7 +94,8 @@ __device__ void stream_matrix(Producer& producer, const Slots& slots, const Matr
 __device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
                                        int rows, Producer& producer, Dealer& dealer) {
   const int part_elements = kKeysInPart * model.head_dim;
-  for_each_run(model, shared, layer, rows, dealer, [&](const BlockRun& run) {
+  for (BlockRuns runs(model, shared, layer, rows, dealer); !runs.is_done(); runs.advance(model, shared, layer)) {
+    const BlockRun& run = runs.run();
     int unit = cache_unit(model, shared, layer, run.row, run.first);
     for (int block = run.first; block < run.first + run.count; ++block) {
       const __nv_bfloat16* keys = block_in_cache(model, layer, unit, run.kv_head, block, false);
@@ -103,7 +106,7 @@ __device__ void stream_keys_and_values(const DecodeModel& model, const Shared& s
         producer.copy_pair(keys + part * part_elements, values + part * part_elements, part_elements);
       }
     }
-  });
+  }
 }
 
 __device__ __forceinline__ void produce(const DecodeModel& model, const Shared& shared, int rows) {
@@ -145,7 +148,7 @@ __device__ void copy_operand(const Shared& shared, const __nv_bfloat16* normaliz
   copy_async_wait<0>();
 }
 
-template <int kRows>
+template <int kRows, int kLaneDims>
 __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& shared, int rows) {
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
@@ -172,23 +175,18 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
     }
     consumer_barrier();
   };
-  const auto attend_to = [&](const CacheLayer& cache) {
-    if (model.head_dim > 128) {
-      attend<8>(model, cache, shared, rows, next_piece, dealer);
-    } else if (model.head_dim > 64) {
-      attend<4>(model, cache, shared, rows, next_piece, dealer);
-    } else {
-      attend<2>(model, cache, shared, rows, next_piece, dealer);
-    }
+  const auto deal = [&](Kind kind) {
+    const MatrixShape shape = shape_of(model, kind);
+    return Slots(dealer.deal_pieces(shape), shape.pieces_in_tile());
   };
-  const auto multiply_with = [&](Kind kind) {
+  const auto multiply_with = [&](Kind kind, const Slots& slots) {
     const MatrixShape shape = shape_of(model, kind);
     const Operand operand = kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
                             : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
                                                         : Operand{shared.operand, operand_pitch(hidden)};
     float* out = kind == Kind::kHead ? model.logits : kind == Kind::kQkv ? model.qkv : model.projected;
     const std::size_t pitch = kind == Kind::kHead ? model.logits_pitch : static_cast<std::size_t>(shape.outputs);
-    multiply<kRows>(shared, shape, operand, rows, next_piece, dealer, carries, [&](int row, int output, float2 values) {
+    multiply<kRows>(shared, shape, slots, operand, rows, next_piece, carries, [&](int row, int output, float2 values) {
       if (kind == Kind::kGateUp) {
         const std::size_t at = row * static_cast<std::size_t>(model.intermediate);
         model.activated[at + operand_order(output)] = __float2bfloat16_rn(gelu(values.x) * values.y);
@@ -205,7 +203,10 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
 
   residual.embed(model.embed + (has_row ? static_cast<std::size_t>(shared.token[own_row]) * hidden : 0),
                  model.embedding_scale, model.layer[0].attention_norm);
-  // Attention and MLP are alike: a norm, two products with something between them, and the norm of what is added.
+  dealer.begin_layer();
+  Slots slots = deal(Kind::kQkv);
+  // Attention and MLP are alike: a norm, two products with something between them, and the norm of what is added. What
+  // can be worked out beforehand is worked out between arriving at a grid barrier and waiting there.
   for (int half = 0; half <= 2 * model.layers; ++half) {
     const bool is_head = half == 2 * model.layers;
     const bool is_attention = half % 2 == 0;
@@ -215,24 +216,30 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
     const float* next_norm = is_attention                  ? layer.mlp_norm
                              : half < 2 * model.layers - 1 ? (&layer)[1].attention_norm
                                                            : model.final_norm;
-    if (is_attention) dealer.begin_layer();
+    BlockRuns runs;
     normalize(half);
 #pragma unroll 1
     for (int second = 0; second < 2; ++second) {
       const bool is_second = second == 1;
       if (is_second && is_attention) {
-        attend_to(cache);
+        attend<kLaneDims>(model, cache, shared, runs, next_piece);
         grid.arrive();
         grid.wait();
       }
       multiply_with(is_head        ? Kind::kHead
                     : is_attention ? (is_second ? Kind::kAttentionOut : Kind::kQkv)
-                                   : (is_second ? Kind::kDown : Kind::kGateUp));
+                                   : (is_second ? Kind::kDown : Kind::kGateUp),
+                    slots);
       if (is_head) return;
       grid.arrive();
-      if (!is_second) grid.wait();
+      if (is_second) break;
+      if (is_attention) runs = BlockRuns(model, shared, cache, rows, dealer);
+      slots = deal(is_attention ? Kind::kAttentionOut : Kind::kDown);
+      grid.wait();
     }
     residual.fetch(model.residual[half % 2] + offset, added_norm, next_norm);
+    if (!is_attention) dealer.begin_layer();
+    slots = deal(is_attention ? Kind::kGateUp : half < 2 * model.layers - 1 ? Kind::kQkv : Kind::kHead);
     grid.wait();
   }
 }
@@ -242,13 +249,14 @@ constexpr int kCarriedBytes = 2 * kDecodeRows * kPieceRows * 4;
 // Carried sums; sums, flags, the rows' tokens, positions and rings; then the stages' barriers.
 constexpr int kSmallBytes = kCarriedBytes + 320 + 16 * kMaxStages;
 
-template <int kRows>
+template <int kRows, int kLaneDims>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
   extern __shared__ __align__(1024) char memory[];
   Shared shared;
   shared.stream.stage_memory = memory;
   shared.stream.stages = stages;
+  shared.stream.stages_inverse = 0xffffffffu / static_cast<unsigned>(stages) + 1;
   char* rest = memory + static_cast<std::size_t>(stages) * kStageBytes;
   shared.scratch = reinterpret_cast<float*>(rest);
   rest += kScratchBytes;
@@ -283,7 +291,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     if (threadIdx.x < kConsumers + producer_threads()) produce(model, shared, rows);
   } else {
     take_registers<224>();
-    consume<kRows>(model, shared, rows);
+    consume<kRows, kLaneDims>(model, shared, rows);
   }
 }
 
@@ -299,12 +307,12 @@ int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-template <int kRows>
+template <int kRows, int kLaneDims>
 void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   const int fixed = fixed_bytes(model.hidden, rows);
   const int stages = std::min(kMaxStages, (attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed) / kStageBytes);
   const int bytes = fixed + stages * kStageBytes;
-  check_cuda(cudaFuncSetAttribute(decode_kernel<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  check_cuda(cudaFuncSetAttribute(decode_kernel<kRows, kLaneDims>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(attribute(cudaDevAttrMultiProcessorCount)));
@@ -317,7 +325,18 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   cooperative.val.cooperative = 1;
   config.attrs = &cooperative;
   config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, decode_kernel<kRows>, model, stages));
+  check_cuda(cudaLaunchKernelEx(&config, decode_kernel<kRows, kLaneDims>, model, stages));
+}
+
+template <int kRows>
+void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
+  if (model.head_dim > 128) {
+    launch<kRows, 8>(model, rows, stream);
+  } else if (model.head_dim > 64) {
+    launch<kRows, 4>(model, rows, stream);
+  } else {
+    launch<kRows, 2>(model, rows, stream);
+  }
 }
 
 }  // namespace

@@ -78,30 +78,55 @@ struct BlockRun {
 };
 
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
-/// block of the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
-template <class Work>
-__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int rows,
-                             Dealer& dealer, const Work& work) {
-  int total = 0;
-  for (int row = 0; row < rows; ++row)
-    total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-  constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;
-  const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / kPieceBytes);
-  int item = share.first;
-  int before = 0;
-  for (int row = 0; row < rows && item < share.last; ++row) {
-    const KeyRange range = visible_keys(model, layer, shared.position[row]);
-    const int blocks = range.blocks();
-    while (item < min(share.last, before + blocks * model.kv_heads)) {
-      const int index = (item - before) % blocks;
-      const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
-      const int count = min(until - index, share.last - item);
-      work(BlockRun{row, (item - before) / blocks, range, range.first_block() + index, count});
-      item += count;
-    }
-    before += blocks * model.kv_heads;
+/// block of the grid gets an equal share. Goes through the runs of this one.
+class BlockRuns {
+ public:
+  BlockRuns() = default;
+  __device__ BlockRuns(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int rows,
+                       Dealer& dealer) {
+    int total = 0;
+    for (int row = 0; row < rows; ++row)
+      total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
+#ifdef WITHOUT_ATTENTION  // to measure with
+    total = 0;
+#endif
+    constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;
+    const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / kPieceBytes);
+    item_ = share.first;
+    last_ = share.last;
+    before_ = 0;
+    run_.row = 0;
+    find(model, shared, layer);
   }
-}
+
+  __device__ bool is_done() const { return item_ >= last_; }
+  __device__ const BlockRun& run() const { return run_; }
+  __device__ void advance(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+    item_ += run_.count;
+    find(model, shared, layer);
+  }
+
+ private:
+  __device__ void find(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+    if (is_done()) return;
+    for (;; ++run_.row) {
+      run_.range = visible_keys(model, layer, shared.position[run_.row]);
+      const int of_row = run_.range.blocks() * model.kv_heads;
+      if (item_ < before_ + of_row) break;
+      before_ += of_row;
+    }
+    const int blocks = run_.range.blocks();
+    run_.kv_head = (item_ - before_) / blocks;
+    const int index = item_ - before_ - run_.kv_head * blocks;
+    const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
+    run_.first = run_.range.first_block() + index;
+    run_.count = min(until - index, last_ - item_);
+  }
+
+  int item_, last_;
+  int before_;  // items of earlier rows
+  BlockRun run_;
+};
 
 // --- the work ---
 
@@ -189,7 +214,7 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
                             const KeyRange& range, int first_key, int heads, int part) {
   static_assert(kHeadsAtOnce * kKeysInPart == 16);
   const int head_dim = model.head_dim;
-  const int lane = lane_index();
+  const int lane = thread_index() % 32;
   const int first_dim = lane * kLaneDims;
   const bool has_dims = first_dim < head_dim;
   const int newest = range.last - first_key;  // index of the row's own key, if it is in this part
@@ -275,7 +300,7 @@ __device__ inline void prepare_attention(const DecodeModel& model, const Shared&
   const float* key = qkv + (model.heads + run.kv_head) * head_dim;
   const float* value = key + model.kv_heads * head_dim;
   const float2* rope = model.rope + static_cast<std::size_t>(position) * half;
-  for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
+  for (int dim = thread_index(); dim < head_dim; dim += kConsumers) {
     const bool is_first = dim < half;
     const int across = is_first ? dim + half : dim - half;
     float x[kHeadsAtOnce + 1] = {}, y[kHeadsAtOnce + 1] = {};
@@ -313,13 +338,13 @@ template <int kAtOnce, class PartialOut, class PartialSums, class Done>
 __device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
                         const PartialSums& partial_sums, const Done& done) {
   const int pairs = head_dim / 2;
-  for (int i = static_cast<int>(threadIdx.x); i < heads * pairs; i += kConsumers) {
+  for (int i = thread_index(); i < heads * pairs; i += kConsumers) {
     const int head = i / pairs;
     const int dim = i % pairs * 2;
     Softmax softmax{kMaskedScore, 0};
     float2 values = {0, 0};
     for (int first = 0; first < count; first += kAtOnce) {
-      float2 sums[kAtOnce], outs[kAtOnce];
+      float2 sums[kAtOnce] = {}, outs[kAtOnce] = {};
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (first + j >= count) continue;
@@ -408,13 +433,14 @@ __device__ inline void combine_blocks(const DecodeModel& model, const Shared& sh
 }
 
 template <int kLaneDims>
-__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared& shared, int rows,
-                       int& next_piece, Dealer& dealer) {
+__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared& shared, BlockRuns& runs,
+                       int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
 
-  for_each_run(model, shared, layer, rows, dealer, [&](const BlockRun& run) {
+  for (; !runs.is_done(); runs.advance(model, shared, layer)) {
+    const BlockRun& run = runs.run();
     for (int block = run.first; block < run.first + run.count; ++block) {
       const int parts = run.range.parts(block);
       const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
@@ -447,7 +473,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
     }
     combine_blocks(model, shared, run);
     consumer_barrier();  // before the next run's queries take the place of this one's
-  });
+  }
 }
 
 }  // namespace gemma

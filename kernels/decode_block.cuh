@@ -11,6 +11,13 @@ namespace gemma {
 
 inline constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
 
+/// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
+/// in registers (or rather spilled from them) from one end of the kernel to the other.
+__device__ inline int thread_index() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x / 32); }
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -97,10 +104,12 @@ class GridBarrier {
     if (threadIdx.x == 0) add_release(arrivals_, 1);
   }
   __device__ void wait() {
+#ifndef WITHOUT_GRID_BARRIER  // to measure with
     if (threadIdx.x == 0) {
       while (load_acquire(arrivals_) < expected_) {
       }
     }
+#endif
     consumer_barrier();
   }
 

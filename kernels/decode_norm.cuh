@@ -50,7 +50,7 @@ class ResidualRow {
 
   /// x += RMSNorm(added)
   __device__ void add(const Shared& shared, const float* added, float eps) {
-    float4 more[kMaxUnits];
+    float4 more[kMaxUnits] = {};
     each_unit([&](int i, int unit) { more[i] = __ldcg(reinterpret_cast<const float4*>(added) + unit); });
     float squares = 0;
     each_unit([&](int i, int) { squares = add_squares(squares, more[i]); });
@@ -81,9 +81,10 @@ class ResidualRow {
  private:
   template <class Visit>
   __device__ void each_unit(const Visit& visit) const {
+    const int thread = thread_index();
 #pragma unroll
     for (int i = 0; i < kMaxUnits; ++i) {
-      const int unit = static_cast<int>(threadIdx.x) + i * kConsumers;
+      const int unit = thread + i * kConsumers;
       if (unit < units_) visit(i, unit);
     }
   }

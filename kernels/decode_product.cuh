@@ -39,17 +39,19 @@ struct Operand {
 /// neighbours, in ascending order of columns.
 class Slots {
  public:
+  Slots() = default;
   __device__ Slots(const Share& share, int pieces_in_tile)
       : first_(share.first),
         count_(share.last - share.first),
         in_tile_(pieces_in_tile),
         top_((share.last - 1) / pieces_in_tile),
         in_top_(share.last - max(share.first, top_ * pieces_in_tile)),
+        last_part_(top_ - share.first / pieces_in_tile),
         goes_on_(count_ > 0 && share.last % pieces_in_tile != 0) {}
 
   __device__ int count() const { return count_; }
-  /// Of the parts, one for each tile, in which the block's pieces come.
-  __device__ int parts() const { return count_ == 0 ? 0 : part_of(count_ - 1) + 1; }
+  /// The block's pieces come in parts, one for each tile. @return the last one's number, if there are pieces
+  __device__ int last_part() const { return last_part_; }
   __device__ int part_of(int slot) const { return slot < in_top_ ? 0 : 1 + (slot - in_top_) / in_tile_; }
   __device__ int tile(int part) const { return top_ - part; }
   __device__ int begin(int part) const { return part == 0 ? 0 : in_top_ + (part - 1) * in_tile_; }
@@ -60,8 +62,30 @@ class Slots {
   __device__ bool goes_on(int part) const { return part == 0 && goes_on_; }
 
  private:
-  int first_, count_, in_tile_, top_, in_top_;
+  int first_, count_, in_tile_, top_, in_top_, last_part_;
   bool goes_on_;
+};
+
+/// A slot, and which piece of which part it is; moves on without dividing.
+class SlotCursor {
+ public:
+  __device__ SlotCursor(const Slots& slots, int slot) : piece_(slots.first_piece(0)) { advance(slots, slot); }
+
+  __device__ void advance(const Slots& slots, int by) {
+    slot_ += by;
+    piece_ += by;
+    while (slot_ < slots.count() && slot_ >= slots.end(part_)) {
+      piece_ = slot_ - slots.end(part_);
+      piece_ += slots.first_piece(++part_);
+    }
+  }
+
+  __device__ int slot() const { return slot_; }
+  __device__ int column() const { return piece_ * kPieceColumns; }
+
+ private:
+  int slot_ = 0, part_ = 0;
+  int piece_;  // of the tile
 };
 
 /// Sums that blocks hand on to the next block: each beside the number of the product it is of, so that a reader sees
@@ -82,7 +106,9 @@ class Carries {
   __device__ bool is_there(unsigned long long word) const { return word >> 32 == product_; }
   /// @param word  what look() has found
   __device__ float take_over(int index, unsigned long long word) const {
+#ifndef WITHOUT_GRID_BARRIER
     while (!is_there(word)) word = look(index);
+#endif
     return __uint_as_float(static_cast<unsigned>(word));
   }
 
@@ -113,8 +139,10 @@ __device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* 
 /// What one lane feeds to the tensor cores of the only row in a piece: the steps of class lane / 4.
 struct OwnSteps {
   uint4 steps[kPieceSteps / kClasses];
+  int columns;  // of the piece
 
-  __device__ void read(const Operand& operand, int column, int columns) {
+  __device__ void read(const Operand& operand, int column, int columns_in_piece) {
+    columns = columns_in_piece;
 #pragma unroll
     for (int i = 0; i < kPieceSteps / kClasses; ++i) {
       const int step = lane_index() / 4 + kClasses * i;
@@ -131,7 +159,7 @@ struct OwnSteps {
 /// class's steps alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both
 /// give the same bits.
 /// @return its sums in `upper` of all lanes
-__device__ inline PieceSums multiply_piece_by_row(const Stream& stream, int piece, const OwnSteps& own, int columns) {
+__device__ inline PieceSums multiply_piece_by_row(const Stream& stream, int piece, const OwnSteps& own) {
   constexpr int kChains = 4;  // of classes that are accumulated side by side, only so as not to wait for each other
   const int group = lane_index() / 4;
   stream.wait_until_full(piece);
@@ -139,7 +167,7 @@ __device__ inline PieceSums multiply_piece_by_row(const Stream& stream, int piec
   float even[kChains][4] = {}, odd[kChains][4] = {};
 #pragma unroll
   for (int step = 0; step < kPieceSteps; ++step) {
-    if (step >= columns / 32) continue;
+    if (step >= own.columns / 32) continue;
     std::uint32_t b[4];
     load_weights(b, weights, step);
     const uint4 a = group == step % kClasses ? own.steps[step / kClasses] : make_uint4(0, 0, 0, 0);
@@ -200,43 +228,41 @@ __device__ inline PieceSums multiply_piece_by_rows(const Stream& stream, int pie
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both. The grid must meet before the scratch memory is used
 /// again.
 template <int kRows, class Epilogue>
-__device__ void multiply(const Shared& shared, const MatrixShape& matrix, const Operand& operand, int rows,
-                         int& next_piece, Dealer& dealer, Carries& carries, const Epilogue& epilogue) {
+__device__ void multiply(const Shared& shared, const MatrixShape& matrix, const Slots& slots, const Operand& operand,
+                         int rows, int& next_piece, Carries& carries, const Epilogue& epilogue) {
   constexpr int kPairsInRow = kPieceRows / 2;
   constexpr int kPairs = kRows * kPairsInRow;
   constexpr int kValuesInPiece = kRows * kPieceRows;
   constexpr int kPiecesInRound = kScratchBytes / 2 / (4 * kValuesInPiece);
-  const int lane = lane_index();
-  const int thread = static_cast<int>(threadIdx.x);
-  const Slots slots(dealer.deal_pieces(matrix), matrix.pieces_in_tile());
+  const int thread = thread_index();
+  const int lane = thread % 32;
   const int count = slots.count();
   const int handed_on = count > 0 && slots.goes_on(0) ? slots.end(0) : 0;
   carries.begin_product();
 
-  const auto column_of = [&](int slot) {
-    const int part = slots.part_of(slot);
-    return (slots.first_piece(part) + slot - slots.begin(part)) * kPieceColumns;
-  };
   const auto columns_from = [&](int column) { return min(kPieceColumns, matrix.columns - column); };
 
   // This warp's pieces: those whose number is its own modulo the number of warps.
   int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
-  OwnSteps own, next;  // of the only row: of the warp's next two pieces
-  const auto read_ahead = [&](OwnSteps& steps, int of_slot) {
-    if (kRows > 1 || of_slot >= count) return;
-    const int column = column_of(of_slot);
-    steps.read(operand, column, columns_from(column));
+  SlotCursor ahead(slots, slot);
+  OwnSteps own = {}, next = {};  // of the only row: of the warp's next two pieces
+  const auto read_ahead = [&](OwnSteps& steps) {
+    if (ahead.slot() < count) steps.read(operand, ahead.column(), columns_from(ahead.column()));
+    ahead.advance(slots, kConsumerWarps);
   };
-  read_ahead(own, slot);
-  read_ahead(next, slot + kConsumerWarps);
+  if (kRows == 1) {
+    read_ahead(own);
+    read_ahead(next);
+  }
 
   // Sums are made in rounds, in either half of the scratch memory in turn. What is handed on makes a round of its own
   // if it fits; warp 0 sees to it while the others go on.
-  int end;
-  for (int begin = 0, half = 0; begin < count; begin = end, half ^= 1) {
+  int end, end_part;
+  for (int begin = 0, first_part = 0, half = 0; begin < count; begin = end, first_part = end_part, half ^= 1) {
     end = min(begin + kPiecesInRound, begin < handed_on ? handed_on : count);
     float* scratch = shared.scratch + half * (kScratchBytes / 8);
-    const int last_part = slots.part_of(end - 1);
+    const int last_part = end == count ? slots.last_part() : end == handed_on ? 0 : slots.part_of(end - 1);
+    end_part = end == slots.end(last_part) ? last_part + 1 : last_part;
     const bool takes_over = slots.first_piece(last_part) > 0 && slots.begin(last_part) >= begin;
     unsigned long long taken[2] = {0, 0};
 
@@ -247,15 +273,16 @@ __device__ void multiply(const Shared& shared, const MatrixShape& matrix, const 
           if (!carries.is_there(taken[i])) taken[i] = carries.look(2 * thread + i);
         }
       }
-      const int column = column_of(slot);
       PieceSums sums;
       if constexpr (kRows == 1) {
         const OwnSteps current = own;
         own = next;
-        read_ahead(next, slot + 2 * kConsumerWarps);
-        sums = multiply_piece_by_row(shared.stream, next_piece + slot, current, columns_from(column));
+        read_ahead(next);
+        sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
       } else {
+        const int column = ahead.column();
         sums = multiply_piece_by_rows(shared.stream, next_piece + slot, operand, rows, column, columns_from(column));
+        ahead.advance(slots, kConsumerWarps);
       }
       float* to = scratch + (slot - begin) * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4);
       if (lane / 4 < kRows) *reinterpret_cast<float2*>(to) = sums.upper;
@@ -271,7 +298,7 @@ __device__ void multiply(const Shared& shared, const MatrixShape& matrix, const 
       early_barrier_arrive();
       continue;
     }
-    const int items = (last_part - slots.part_of(begin) + 1) * kPairs;
+    const int items = (last_part - first_part + 1) * kPairs;
     for (int i = thread; i < items; i += is_early ? 32 : kConsumers) {
       const int part = last_part - i / kPairs;
       const int item = i % kPairs;

@@ -37,16 +37,24 @@ struct Stream {
   std::uint64_t* full;   // [stages]: a piece has arrived
   std::uint64_t* empty;  // [stages]: a piece has been consumed
   int stages;
+  unsigned stages_inverse;  // of 2^32, rounded up
 
   __device__ __nv_bfloat16* stage(int piece) const {
-    return reinterpret_cast<__nv_bfloat16*>(stage_memory + (piece % stages) * kStageBytes);
+    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage_index(piece) * kStageBytes);
   }
-  __device__ void wait_until_full(int piece) const { barrier_wait(&full[piece % stages], (piece / stages) & 1); }
+  __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
   __device__ void release(int piece) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[piece % stages]);
+    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage_index(piece)]);
   }
+
+ private:
+  /// piece / stages, exact for up to 2^27 pieces of a step in up to 32 stages.
+  __device__ int turn(int piece) const {
+    return static_cast<int>(__umulhi(static_cast<unsigned>(piece), stages_inverse));
+  }
+  __device__ int stage_index(int piece) const { return piece - turn(piece) * stages; }
 };
 
 /// A place in the ring that moves on piece by piece.
