@@ -19,31 +19,36 @@ inline constexpr int kBlocksInGroup = 16;
 inline constexpr int kPieceRows = 8;
 inline constexpr int kPieceColumns = 512;
 
-/// A weight matrix as it is streamed: in tiles of 8 outputs. A tile of gate_up has 4 rows of the gate and the same 4 of
-/// up.
-struct StreamedMatrix {
-  const __nv_bfloat16* weights;  ///< [outputs, columns]
-  const void* tensor_map;        ///< a CUtensorMap of it in the GPU's memory; for Hopper and newer
+#ifdef __CUDACC__
+#define GEMMA_HOST_DEVICE __host__ __device__
+#else
+#define GEMMA_HOST_DEVICE
+#endif
+
+/// How a weight matrix is cut up: into tiles of 8 outputs, and these into pieces. A tile of gate_up has 4 rows of the
+/// gate and the same 4 of up.
+struct MatrixShape {
   int outputs;
   int columns;      ///< a multiple of 32
   bool is_gate_up;  ///< all of gate, then all of up
 
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      int
-      rows_in_tile() const {
-    return is_gate_up ? kPieceRows / 2 : kPieceRows;
-  }
-
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      int
-      tiles() const {
-    return (outputs + kPieceRows - 1) / kPieceRows;
-  }
+  GEMMA_HOST_DEVICE int rows_in_tile() const { return is_gate_up ? kPieceRows / 2 : kPieceRows; }
+  GEMMA_HOST_DEVICE int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
+  GEMMA_HOST_DEVICE int pieces_in_tile() const { return (columns + kPieceColumns - 1) / kPieceColumns; }
 };
+
+/// Where a weight matrix is streamed from.
+struct MatrixSource {
+  const __nv_bfloat16* weights;  ///< [outputs, columns]
+  const void* tensor_map;        ///< a CUtensorMap of it in the GPU's memory; for Hopper and newer
+};
+
+/// A weight matrix as it is streamed.
+struct StreamedMatrix : MatrixShape, MatrixSource {
+  GEMMA_HOST_DEVICE const MatrixSource& source() const { return *this; }
+};
+
+#undef GEMMA_HOST_DEVICE
 
 /// One layer's weights and where its keys and values lie.
 struct DecodeLayer {
@@ -89,28 +94,32 @@ struct DecodeModel {
   const int* ring;        ///< [rows]
   const int* page_table;  ///< [rows, max_pages]
 
-  float* residual[2];        ///< [rows, hidden], used in turn
-  float* qkv;                ///< [rows, (heads + 2 * kv_heads) * head_dim]
-  float* partials;           ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
-  float2* partial_sums;      ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
-  float* group_partials;     ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
-  float2* group_sums;        ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;   ///< [rows, heads * head_dim], in operand order (decode_product.cuh)
-  float* projected;          ///< [rows, hidden]
-  __nv_bfloat16* activated;  ///< [rows, intermediate], likewise
-  float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  float* residual[2];         ///< [rows, hidden], used in turn
+  __nv_bfloat16* normalized;  ///< [rows, hidden], in operand order (decode_product.cuh); for more rows than one
+  float* qkv;                 ///< [rows, (heads + 2 * kv_heads) * head_dim]
+  float* partials;            ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  float2* partial_sums;       ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
+  float* group_partials;      ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  float2* group_sums;         ///< [rows, heads, max_groups]
+  __nv_bfloat16* attended;    ///< [rows, heads * head_dim], likewise
+  float* projected;           ///< [rows, hidden]
+  __nv_bfloat16* activated;   ///< [rows, intermediate], likewise
+  float* logits;              ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
-  unsigned* grid_arrivals;   ///< zero before the launch
-  unsigned* block_arrivals;  ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
+  unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
+  unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
 };
 
 /// Groups that max_blocks blocks make.
 inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1) / kBlocksInGroup; }
 
 /// Rows that one launch can hold on the present GPU: kDecodeRows, or fewer where shared memory is short.
-/// @throws Error if not even one fits.
+/// @throws Error if not even one fits, or the rows are longer than the kernel can hold.
 int decode_rows_at_once(int hidden);
+
+/// Elements that DecodeModel::exchange must have on the present GPU.
+std::size_t decode_exchange_size();
 
 /// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
 /// the rows' positions appended to the cache.

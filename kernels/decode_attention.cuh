@@ -35,23 +35,33 @@ struct KeyRange {
   }
 };
 
-__device__ inline KeyRange visible_keys(const DecodeModel& model, const DecodeLayer& layer, int position) {
+/// Of a layer, what attention must know: read from memory once, not at every use.
+struct CacheLayer {
+  bool is_local;
+  int index_in_kind;
+};
+
+__device__ inline KeyRange visible_keys(const DecodeModel& model, const CacheLayer& layer, int position) {
   const int window = layer.is_local ? model.window : kNoWindow;
   return {position < window ? 0 : position - window + 1, position};
 }
 
+/// The ring, or the page, that has a block of a row's keys.
+__device__ inline int cache_unit(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int row,
+                                 int block) {
+  return layer.is_local ? shared.ring[row] : __ldg(model.page_table + row * model.max_pages + block);
+}
+
 /// The first key of a block (its first value with `is_value`).
-__device__ inline __nv_bfloat16* block_in_cache(const DecodeModel& model, const Shared& shared,
-                                                const DecodeLayer& layer, int row, int kv_head, int block,
-                                                bool is_value) {
+__device__ inline __nv_bfloat16* block_in_cache(const DecodeModel& model, const CacheLayer& layer, int unit,
+                                                int kv_head, int block, bool is_value) {
   const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
   if (layer.is_local) {
-    const std::size_t ring = static_cast<std::size_t>(shared.ring[row]) * model.local_layers + layer.index_in_kind;
-    const std::size_t slot = static_cast<std::size_t>(block) * kBlockKeys % model.ring_slots;
+    const std::size_t ring = static_cast<std::size_t>(unit) * model.local_layers + layer.index_in_kind;
+    const int slot = block * kBlockKeys % model.ring_slots;
     return model.rings + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
   }
-  const int page_number = model.page_table[row * model.max_pages + block];
-  const std::size_t page = static_cast<std::size_t>(page_number) * model.global_layers + layer.index_in_kind;
+  const std::size_t page = static_cast<std::size_t>(unit) * model.global_layers + layer.index_in_kind;
   return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
 }
 
@@ -68,45 +78,66 @@ struct BlockRun {
 };
 
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
-/// block of the grid gets an equal share. Calls work(BlockRun) for the runs of this one.
-template <class Work>
-__device__ void for_each_run(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer, int rows,
-                             const Work& work) {
-  int total = 0;
-  for (int row = 0; row < rows; ++row)
-    total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-  // Shares begin behind one another at the blocks of the grid that come last in the products, too.
-  const long long share = static_cast<long long>(gridDim.x) - 1 - blockIdx.x;
-  int item = static_cast<int>(total * share / gridDim.x);
-  const int end = static_cast<int>(total * (share + 1) / gridDim.x);
-  int before = 0;
-  for (int row = 0; row < rows && item < end; ++row) {
-    const KeyRange range = visible_keys(model, layer, shared.position[row]);
-    const int blocks = range.blocks();
-    while (item < min(end, before + blocks * model.kv_heads)) {
-      const int index = (item - before) % blocks;
-      const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
-      const int count = min(until - index, end - item);
-      work(BlockRun{row, (item - before) / blocks, range, range.first_block() + index, count});
-      item += count;
-    }
-    before += blocks * model.kv_heads;
+/// block of the grid gets an equal share. Goes through the runs of this one.
+class BlockRuns {
+ public:
+  BlockRuns() = default;
+  __device__ BlockRuns(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int rows,
+                       Dealer& dealer) {
+    int total = 0;
+    for (int row = 0; row < rows; ++row)
+      total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
+#ifdef WITHOUT_ATTENTION  // to measure with
+    total = 0;
+#endif
+    constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;
+    const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / kPieceBytes);
+    item_ = share.first;
+    last_ = share.last;
+    before_ = 0;
+    run_.row = 0;
+    find(model, shared, layer);
   }
-}
+
+  __device__ bool is_done() const { return item_ >= last_; }
+  __device__ const BlockRun& run() const { return run_; }
+  __device__ void advance(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+    item_ += run_.count;
+    find(model, shared, layer);
+  }
+
+ private:
+  __device__ void find(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+    if (is_done()) return;
+    for (;; ++run_.row) {
+      run_.range = visible_keys(model, layer, shared.position[run_.row]);
+      const int of_row = run_.range.blocks() * model.kv_heads;
+      if (item_ < before_ + of_row) break;
+      before_ += of_row;
+    }
+    const int blocks = run_.range.blocks();
+    run_.kv_head = (item_ - before_) / blocks;
+    const int index = item_ - before_ - run_.kv_head * blocks;
+    const int until = min(blocks, (index / kBlocksInGroup + 1) * kBlocksInGroup);  // the end of the group
+    run_.first = run_.range.first_block() + index;
+    run_.count = min(until - index, last_ - item_);
+  }
+
+  int item_, last_;
+  int before_;  // items of earlier rows
+  BlockRun run_;
+};
 
 // --- the work ---
 
 __device__ inline float soft_cap(float value, float cap) { return cap > 0 ? cap * tanhf(value / cap) : value; }
 
-/// Rotary embedding of element `index` of a head, rounded as kernels/rope.cu does it.
-/// @param rope  the position's cosines and sines
-__device__ inline float rotated(const float* head, int index, int head_dim, const float2* rope) {
-  const int half = head_dim / 2;
-  const float2 turn = __ldg(rope + index % half);
-  const float x = __ldcg(head + index);
-  const float y = __ldcg(head + (index < half ? index + half : index - half));
+/// Rotary embedding of an element of a head, rounded as kernels/rope.cu does it.
+/// @param y         the element across, half a head on or back
+/// @param is_first  whether x is in the first half
+__device__ inline float rotated(float x, float y, float2 turn, bool is_first) {
   const float across = __fmul_rn(y, turn.y);
-  return fmaf(x, turn.x, index < half ? -across : across);
+  return fmaf(x, turn.x, is_first ? -across : across);
 }
 
 /// Merges softmax sums over separate keys, in the order given: out = sum exp(m_i - m) o_i, likewise the sums.
@@ -166,9 +197,15 @@ __device__ void load_dims(const __nv_bfloat16* from, float (&out)[kLaneDims]) {
 
 template <int kLaneDims>
 __device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
+  constexpr int kWidth = kLaneDims < 4 ? 2 : 4;
 #pragma unroll
-  for (int i = 0; i < kLaneDims; i += 2)
-    *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
+  for (int i = 0; i < kLaneDims; i += kWidth) {
+    if constexpr (kWidth == 4) {
+      *reinterpret_cast<float4*>(out + i) = *reinterpret_cast<const float4*>(from + i);
+    } else {
+      *reinterpret_cast<float2*>(out + i) = *reinterpret_cast<const float2*>(from + i);
+    }
+  }
 }
 
 /// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
@@ -177,7 +214,7 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
                             const KeyRange& range, int first_key, int heads, int part) {
   static_assert(kHeadsAtOnce * kKeysInPart == 16);
   const int head_dim = model.head_dim;
-  const int lane = lane_index();
+  const int lane = thread_index() % 32;
   const int first_dim = lane * kLaneDims;
   const bool has_dims = first_dim < head_dim;
   const int newest = range.last - first_key;  // index of the row's own key, if it is in this part
@@ -249,68 +286,89 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
 }
 
 /// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
-/// its key and value, which go into the cache, too. What the product has left is read once, by all threads together.
-__device__ inline void prepare_attention(const DecodeModel& model, const Shared& shared, const DecodeLayer& layer,
+/// its key and value, which go into the cache, too. What the product has left is asked for all at once.
+__device__ inline void prepare_attention(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
                                          AttentionScratch& scratch, const BlockRun& run, int first_head, int heads) {
   const int head_dim = model.head_dim;
+  const int half = head_dim / 2;
   const int position = run.range.last;
   const int own_block = position / kBlockKeys;
   const bool has_own = own_block < run.first + run.count;
+  const int unit = has_own ? cache_unit(model, shared, layer, run.row, own_block) : 0;
   const float* qkv = model.qkv + static_cast<std::size_t>(run.row) * (model.heads + 2 * model.kv_heads) * head_dim;
-  const float2* rope = model.rope + static_cast<std::size_t>(position) * (head_dim / 2);
-  for (int dim = static_cast<int>(threadIdx.x); dim < head_dim; dim += kConsumers) {
+  const float* queries = qkv + first_head * head_dim;
+  const float* key = qkv + (model.heads + run.kv_head) * head_dim;
+  const float* value = key + model.kv_heads * head_dim;
+  const float2* rope = model.rope + static_cast<std::size_t>(position) * half;
+  for (int dim = thread_index(); dim < head_dim; dim += kConsumers) {
+    const bool is_first = dim < half;
+    const int across = is_first ? dim + half : dim - half;
+    float x[kHeadsAtOnce + 1] = {}, y[kHeadsAtOnce + 1] = {};
+    float new_value = 0;
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
-      scratch.query[h][dim] =
-          h < heads ? rotated(qkv + (first_head + h) * head_dim, dim, head_dim, rope) * model.query_scale : 0.0f;
+      if (h >= heads) continue;
+      x[h] = __ldcg(queries + h * head_dim + dim);
+      y[h] = __ldcg(queries + h * head_dim + across);
     }
+    if (has_own) {
+      x[kHeadsAtOnce] = __ldcg(key + dim);
+      y[kHeadsAtOnce] = __ldcg(key + across);
+      new_value = __ldcg(value + dim);
+    }
+    const float2 turn = __ldg(rope + (is_first ? dim : across));
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h)
+      scratch.query[h][dim] = rotated(x[h], y[h], turn, is_first) * model.query_scale;
     if (!has_own) continue;
-    const __nv_bfloat16 key =
-        __float2bfloat16_rn(rotated(qkv + (model.heads + run.kv_head) * head_dim, dim, head_dim, rope));
-    const __nv_bfloat16 value =
-        __float2bfloat16_rn(__ldcg(qkv + (model.heads + model.kv_heads + run.kv_head) * head_dim + dim));
-    scratch.new_key[dim] = __bfloat162float(key);
-    scratch.new_value[dim] = __bfloat162float(value);
+    const __nv_bfloat16 cached_key = __float2bfloat16_rn(rotated(x[kHeadsAtOnce], y[kHeadsAtOnce], turn, is_first));
+    const __nv_bfloat16 cached_value = __float2bfloat16_rn(new_value);
+    scratch.new_key[dim] = __bfloat162float(cached_key);
+    scratch.new_value[dim] = __bfloat162float(cached_value);
     const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
-    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, false)[offset] = key;
-    block_in_cache(model, shared, layer, run.row, run.kv_head, own_block, true)[offset] = value;
+    block_in_cache(model, layer, unit, run.kv_head, own_block, false)[offset] = cached_key;
+    block_in_cache(model, layer, unit, run.kv_head, own_block, true)[offset] = cached_value;
   }
 }
 
-/// Combines `count` partial results over neighbouring keys, in order. Thread i of the consumers works on elements i,
-/// i + kConsumers, ... of `heads` heads. Calls done(head, dim, value, softmax) for each.
-template <class PartialOut, class PartialSums, class Done>
+/// Combines `count` partial results over neighbouring keys, in order, kAtOnce of them at a time. Thread i of the
+/// consumers works on pairs of elements i, i + kConsumers, ... of `heads` heads. Calls done(head, dim, values, softmax)
+/// for each.
+template <int kAtOnce, class PartialOut, class PartialSums, class Done>
 __device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
                         const PartialSums& partial_sums, const Done& done) {
-  constexpr int kAtOnce = 8;  // asked for together
-  for (int i = static_cast<int>(threadIdx.x); i < heads * head_dim; i += kConsumers) {
-    const int head = i / head_dim;
-    const int dim = i % head_dim;
+  const int pairs = head_dim / 2;
+  for (int i = thread_index(); i < heads * pairs; i += kConsumers) {
+    const int head = i / pairs;
+    const int dim = i % pairs * 2;
     Softmax softmax{kMaskedScore, 0};
-    float value = 0;
+    float2 values = {0, 0};
     for (int first = 0; first < count; first += kAtOnce) {
-      float2 sums[kAtOnce];
-      float outs[kAtOnce];
+      float2 sums[kAtOnce] = {}, outs[kAtOnce] = {};
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const bool is_there = first + j < count;
-        sums[j] = is_there ? partial_sums(head, first + j) : make_float2(kMaskedScore, 0);
-        outs[j] = is_there ? partial_out(head, first + j, dim) : 0.0f;
+        if (first + j >= count) continue;
+        sums[j] = partial_sums(head, first + j);
+        outs[j] = partial_out(head, first + j, dim);
       }
       float largest = softmax.largest;
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) largest = fmaxf(largest, sums[j].x);
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j < count) largest = fmaxf(largest, sums[j].x);
+      }
       const float before = expf(softmax.largest - largest);
       softmax = {largest, softmax.sum * before};
-      value *= before;
+      values = {values.x * before, values.y * before};
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j >= count) continue;
         const float weight = expf(sums[j].x - largest);
         softmax.sum = fmaf(weight, sums[j].y, softmax.sum);
-        value = fmaf(weight, outs[j], value);
+        values.x = fmaf(weight, outs[j].x, values.x);
+        values.y = fmaf(weight, outs[j].y, values.y);
       }
     }
-    done(head, dim, value, softmax);
+    done(head, dim, values, softmax);
   }
 }
 
@@ -319,11 +377,9 @@ __device__ void combine(int count, int heads, int head_dim, const PartialOut& pa
 __device__ inline bool report_done(const Shared& shared, unsigned* arrivals, int done, int all) {
   consumer_barrier();
   if (threadIdx.x == 0) {
-    __threadfence();
     *shared.is_last =
         fetch_add_acquire_release(arrivals, static_cast<unsigned>(done)) + done == static_cast<unsigned>(all);
     if (*shared.is_last) *arrivals = 0;  // for the next layer
-    __threadfence();
   }
   consumer_barrier();
   return *shared.is_last != 0;
@@ -340,46 +396,51 @@ __device__ inline void combine_blocks(const DecodeModel& model, const Shared& sh
   unsigned* arrivals =
       model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
 
-  const auto finish = [&](int head, int dim, float value, const Softmax& softmax) {
+  const auto finish = [&](int head, int dim, float2 values, const Softmax& softmax) {
     const int element = (run.kv_head * group_heads + head) * head_dim + dim;
     const std::size_t width = static_cast<std::size_t>(model.heads) * head_dim;
-    model.attended[run.row * width + operand_order(element)] = __float2bfloat16_rn(value / softmax.sum);
+    __stcg(reinterpret_cast<std::uint32_t*>(model.attended + run.row * width + operand_order(element)),
+           pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
   };
   if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
   const auto block_at = [&](int head, int part) {
     return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
   };
   const auto block_out = [&](int head, int part, int dim) {
-    return __ldcg(model.partials + block_at(head, part) * head_dim + dim);
+    return __ldcg(reinterpret_cast<const float2*>(model.partials + block_at(head, part) * head_dim + dim));
   };
   const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
   if (groups == 1) {
-    combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
+    combine<kBlocksInGroup>(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
     return;
   }
   const auto group_at = [&](int head, int part) {
     return static_cast<std::size_t>(first_head + head) * groups_wide + part;
   };
-  combine(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums,
-          [&](int head, int dim, float value, const Softmax& softmax) {
-            __stcg(model.group_partials + group_at(head, group) * head_dim + dim, value);
-            if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
-          });
+  combine<kBlocksInGroup>(
+      run.blocks_in_group(), group_heads, head_dim, block_out, block_sums,
+      [&](int head, int dim, float2 values, const Softmax& softmax) {
+        __stcg(reinterpret_cast<float2*>(model.group_partials + group_at(head, group) * head_dim + dim), values);
+        if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
+      });
   if (!report_done(shared, arrivals + groups_wide, 1, groups)) return;
-  combine(
+  combine<kBlocksInGroup>(
       groups, group_heads, head_dim,
-      [&](int head, int part, int dim) { return __ldcg(model.group_partials + group_at(head, part) * head_dim + dim); },
+      [&](int head, int part, int dim) {
+        return __ldcg(reinterpret_cast<const float2*>(model.group_partials + group_at(head, part) * head_dim + dim));
+      },
       [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
 }
 
 template <int kLaneDims>
-__device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const Shared& shared, int rows,
+__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared& shared, BlockRuns& runs,
                        int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
 
-  for_each_run(model, shared, layer, rows, [&](const BlockRun& run) {
+  for (; !runs.is_done(); runs.advance(model, shared, layer)) {
+    const BlockRun& run = runs.run();
     for (int block = run.first; block < run.first + run.count; ++block) {
       const int parts = run.range.parts(block);
       const int part = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
@@ -396,14 +457,15 @@ __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const
           if (first + kHeadsAtOnce >= group_heads) shared.stream.release(next_piece + part);
         }
         consumer_barrier();
-        combine(
-            parts, heads, head_dim, [&](int head, int p, int dim) { return scratch.out[p][head][dim]; },
+        combine<kPartsInBlock>(
+            parts, heads, head_dim,
+            [&](int head, int p, int dim) { return *reinterpret_cast<const float2*>(scratch.out[p][head] + dim); },
             [&](int head, int p) { return scratch.sums[p][head]; },
-            [&](int head, int dim, float value, const Softmax& softmax) {
+            [&](int head, int dim, float2 values, const Softmax& softmax) {
               const std::size_t at =
                   static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block -
                   run.range.first_block();
-              __stcg(model.partials + at * head_dim + dim, value);
+              __stcg(reinterpret_cast<float2*>(model.partials + at * head_dim + dim), values);
               if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
             });
       }
@@ -411,7 +473,7 @@ __device__ void attend(const DecodeModel& model, const DecodeLayer& layer, const
     }
     combine_blocks(model, shared, run);
     consumer_barrier();  // before the next run's queries take the place of this one's
-  });
+  }
 }
 
 }  // namespace gemma

@@ -1,6 +1,7 @@
 #pragma once
 
-// What the parts of the decode kernels share: the thread block's shared memory, who is who in it, and the grid barrier.
+// What the parts of the decode kernels share: the thread block's shared memory, who is who in it, how the work is dealt
+// out to blocks, and how they wait for each other.
 
 #include "decode.cuh"
 #include "ptx.cuh"
@@ -10,6 +11,13 @@ namespace gemma {
 
 inline constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
 
+/// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
+/// in registers (or rather spilled from them) from one end of the kernel to the other.
+__device__ inline int thread_index() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x / 32); }
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -18,27 +26,90 @@ struct Shared {
   Stream stream;
   __nv_bfloat16* operand;  // [rows, operand_pitch(hidden)]: the normalised residual
   float* scratch;          // kScratchBytes
-  float* sums;             // [kConsumerWarps]
+  float* carried;          // [2, rows, kPieceRows]: sums of a tile that go on from one round of a product to the next
+  float* sums;             // [2, kConsumerWarps]
   int* is_last;
   int* token;  // [kDecodeRows], and so are the next two: read from the model once
   int* position;
   int* ring;
 };
 
-/// Where the blocks of the grid wait for each other.
+/// Neighbouring items of all those that are dealt out.
+struct Share {
+  int first, last;  // [first, last)
+};
+
+/// Deals work out to the blocks of the grid: each gets a run of neighbouring items, the same number of bytes as nearly
+/// as can be, within each step of a layer and over the layer. All blocks must wait for the one that has most.
+class Dealer {
+ public:
+  __device__ void begin_layer() { dealt_ = below_ = through_ = uneven_ = 0; }
+
+  /// Pieces of a product, numbered tile by tile. Tiles are divided between blocks where each gets more than one.
+  __device__ Share deal_pieces(const MatrixShape& matrix) {
+    const int in_tile = matrix.pieces_in_tile();
+    const int pieces = matrix.tiles() * in_tile;
+    if (matrix.tiles() < grid()) {
+      const Share tiles = even(matrix.tiles());
+      return take({tiles.first * in_tile, tiles.last * in_tile}, pieces, uneven_ + in_tile);
+    }
+    if (pieces / grid() <= uneven_ + 1) return take(even(pieces), pieces, uneven_ + 1);
+    // Long enough to make up for what was dealt out unevenly before.
+    const Share all = even(dealt_ + pieces);
+    return take({all.first - below_, all.last - through_}, pieces, 1);
+  }
+
+  /// Items of a step whose parts cannot be parted.
+  /// @param pieces  that an item is worth
+  __device__ Share deal_items(int items, int pieces) {
+    const Share share = even(items);
+    take({share.first * pieces, share.last * pieces}, items * pieces, uneven_ + pieces);
+    return share;
+  }
+
+ private:
+  __device__ static int grid() { return static_cast<int>(gridDim.x); }
+  __device__ static int part(int items, int place) {
+    return static_cast<int>(static_cast<unsigned>(items) * static_cast<unsigned>(place) / gridDim.x);
+  }
+  __device__ static Share even(int items) {
+    const int place = static_cast<int>(blockIdx.x);
+    return {part(items, place), part(items, place + 1)};
+  }
+
+  __device__ Share take(const Share& share, int pieces, int uneven) {
+    dealt_ += pieces;
+    below_ += share.first;
+    through_ += share.last;
+    uneven_ = uneven;
+    return share;
+  }
+
+  int dealt_ = 0;    // pieces of this layer that all blocks have got so far
+  int below_ = 0;    // of them, what the blocks before this one have got
+  int through_ = 0;  // and what this block has got, too
+  int uneven_ = 0;   // by how many pieces at most a block has got more or less than the others
+};
+
+/// Where the blocks of the grid wait for each other. What does not depend on the others fits between arrive() and
+/// wait().
 class GridBarrier {
  public:
-  __device__ explicit GridBarrier(unsigned* arrivals) : arrivals_(arrivals) {}
+  __device__ explicit GridBarrier(unsigned long long* exchange) : arrivals_(reinterpret_cast<unsigned*>(exchange)) {}
 
-  __device__ void wait() {
+  /// By all consumers: what they have written can be read by all blocks after wait().
+  __device__ void arrive() {
     expected_ += gridDim.x;
     consumer_barrier();
+    if (threadIdx.x == 0) add_release(arrivals_, 1);
+  }
+  __device__ void wait() {
+#ifndef WITHOUT_GRID_BARRIER  // to measure with
     if (threadIdx.x == 0) {
-      __threadfence();
-      add_release(arrivals_, 1);
       while (load_acquire(arrivals_) < expected_) {
       }
     }
+#endif
     consumer_barrier();
   }
 
@@ -46,5 +117,8 @@ class GridBarrier {
   unsigned* arrivals_;
   unsigned expected_ = 0;
 };
+
+/// Where in DecodeModel::exchange the carries begin (decode_product.cuh), on a line of their own.
+inline constexpr int kFirstCarry = 16;
 
 }  // namespace gemma

@@ -85,6 +85,11 @@ __device__ inline void tensor_copy(void* to, const void* tensor_map, int x, int 
       : "memory");
 }
 
+/// Makes a tensor map known to the copy engine ahead of its first copy.
+__device__ inline void prefetch_tensor_map(const void* tensor_map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(tensor_map) : "memory");
+}
+
 /// For data that is read once a step: the first to leave the L2 cache.
 __device__ inline std::uint64_t streaming_policy() {
   std::uint64_t policy;
@@ -162,6 +167,17 @@ __device__ inline unsigned fetch_add_acquire_release(unsigned* counter, unsigned
   unsigned old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(value) : "memory");
   return old;
+}
+
+/// Loads and stores that neither see nor leave anything in the L1 cache, and order nothing else.
+__device__ inline unsigned long long load_relaxed(const unsigned long long* from) {
+  unsigned long long value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+  return value;
+}
+
+__device__ inline void store_relaxed(unsigned long long* to, unsigned long long value) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
 }
 
 // --- programmatic dependent launch ---

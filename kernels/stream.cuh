@@ -19,7 +19,10 @@ inline constexpr int kStageBytes = kPieceRows * kPieceColumns * 2;
 
 /// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait
 /// behind them (measured).
-inline constexpr int kPiecesInFlight = 6;
+#ifndef PIECES_IN_FLIGHT
+#define PIECES_IN_FLIGHT 6
+#endif
+inline constexpr int kPiecesInFlight = PIECES_IN_FLIGHT;
 
 /// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in
 /// them the 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.
@@ -34,16 +37,24 @@ struct Stream {
   std::uint64_t* full;   // [stages]: a piece has arrived
   std::uint64_t* empty;  // [stages]: a piece has been consumed
   int stages;
+  unsigned stages_inverse;  // of 2^32, rounded up
 
   __device__ __nv_bfloat16* stage(int piece) const {
-    return reinterpret_cast<__nv_bfloat16*>(stage_memory + (piece % stages) * kStageBytes);
+    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage_index(piece) * kStageBytes);
   }
-  __device__ void wait_until_full(int piece) const { barrier_wait(&full[piece % stages], (piece / stages) & 1); }
+  __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
   __device__ void release(int piece) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[piece % stages]);
+    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage_index(piece)]);
   }
+
+ private:
+  /// piece / stages, exact for up to 2^27 pieces of a step in up to 32 stages.
+  __device__ int turn(int piece) const {
+    return static_cast<int>(__umulhi(static_cast<unsigned>(piece), stages_inverse));
+  }
+  __device__ int stage_index(int piece) const { return piece - turn(piece) * stages; }
 };
 
 /// A place in the ring that moves on piece by piece.
@@ -70,20 +81,28 @@ class Producer {
 #endif
   }
 
+  /// Says that a matrix will be copied from soon.
+  __device__ void expect(const MatrixSource& source) {
+#if __CUDA_ARCH__ >= 900
+    prefetch_tensor_map(source.tensor_map);
+#else
+    (void)source;
+#endif
+  }
+
   /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix, as far as it has
   /// them.
-  __device__ void copy_weights(const StreamedMatrix& matrix, int tile, int column) {
+  __device__ void copy_weights(const MatrixShape& shape, const MatrixSource& source, int tile, int column) {
     begin(kStageBytes);
 #if __CUDA_ARCH__ >= 900
-    tensor_copy(stage(), matrix.tensor_map, 0, tile * matrix.rows_in_tile(), 0, column / 64, full(), policy_);
+    tensor_copy(stage(), source.tensor_map, 0, tile * shape.rows_in_tile(), 0, column / 64, full(), policy_);
 #else
     const int lane = threadIdx.x % 32;
     for (int row = 0; row < kPieceRows; ++row) {
-      const int source =
-          matrix.is_gate_up ? row / 4 * matrix.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
-      if (source >= matrix.outputs) continue;
-      const __nv_bfloat16* from = matrix.weights + static_cast<std::size_t>(source) * matrix.columns + column;
-      for (int i = 8 * lane; i < min(kPieceColumns, matrix.columns - column); i += 8 * 32)
+      const int output = shape.is_gate_up ? row / 4 * shape.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
+      if (output >= shape.outputs) continue;
+      const __nv_bfloat16* from = source.weights + static_cast<std::size_t>(output) * shape.columns + column;
+      for (int i = 8 * lane; i < min(kPieceColumns, shape.columns - column); i += 8 * 32)
         copy_async_16(stage() + swizzled(row, i), from + i);
     }
 #endif
@@ -152,5 +171,9 @@ __device__ inline unsigned producer_threads() {
 
 /// A barrier among the consumers alone.
 __device__ inline void consumer_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+
+/// A barrier of the consumers at which only one warp waits, for what the others have done before they arrive.
+__device__ inline void early_barrier_wait() { asm volatile("bar.sync 2, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ inline void early_barrier_arrive() { asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers) : "memory"); }
 
 }  // namespace gemma

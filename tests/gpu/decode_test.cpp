@@ -30,6 +30,7 @@ struct Shape {
   int heads_per_kv_head = 2;
   int window = 7;
   int hidden = 64;
+  int intermediate = 96;
   int layers = 2;
   std::vector<int> texts;  ///< tokens of the sequences that are decoded side by side
 };
@@ -39,7 +40,7 @@ void PrintTo(const Shape& shape, std::ostream* out) { *out << shape.name; }
 Model model_of(const Shape& shape) {
   Config config;
   config.hidden_size = shape.hidden;
-  config.intermediate_size = 96;
+  config.intermediate_size = shape.intermediate;
   config.heads = shape.kv_heads * shape.heads_per_kv_head;
   config.kv_heads = shape.kv_heads;
   config.head_dim = shape.head_dim;
@@ -132,6 +133,8 @@ INSTANTIATE_TEST_SUITE_P(
         Shape{.name = "WindowOf1", .window = 1, .texts = {140, 130, 66}},
         Shape{.name = "WindowOf64", .window = 64, .texts = {200, 130, 66}},
         Shape{.name = "WindowOf100", .window = 100, .texts = {330, 260, 99}},
+        // Only with more tiles than a GPU has multiprocessors are tiles divided between them.
+        Shape{.name = "TilesThatBlocksShare", .hidden = 1088, .intermediate = 1600, .texts = {4, 68}},
         Shape{.name = "ColumnsOfMoreThanAPiece", .hidden = 608, .layers = 3, .texts = {20, 70}}),
     [](const auto& param) { return param.param.name; });
 

@@ -61,15 +61,16 @@ struct Sizes {
   int max_pages, max_blocks, groups_of_blocks;
   std::size_t rope, rings, pages;
   std::size_t prompt_inputs, x, normed, qkv, q, kv, attended, projected, gate_up, activated;
-  std::size_t decode_inputs, decode_residual, decode_qkv, partials, partial_sums, group_partials, group_sums, arrivals;
+  std::size_t decode_inputs, decode_normalized, decode_exchange, decode_qkv, partials, partial_sums, group_partials,
+      group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
   std::size_t cache_bytes() const { return 2 * (rings + pages); }
   std::size_t work_bytes() const {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + qkv + projected + gate_up) +
            2 * (normed + q + 2 * kv + attended + activated) +
-           4 * (decode_inputs + decode_residual + decode_qkv + partials + group_partials + group_sums * 2 +
-                partial_sums * 2 + arrivals) +
+           4 * (decode_inputs + decode_qkv + partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) +
+           (2 + 2 * 4) * decode_normalized + 8 * decode_exchange +
            2 * size(group_rows) * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
@@ -105,13 +106,14 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options) {
   const std::size_t group = size(s.group_rows);
   const std::size_t heads = group * size(config.heads);
   s.decode_inputs = decode_rows * (2 + size(s.max_pages)) + 2 * (decode_rows + logit_rows);
-  s.decode_residual = 2 * group * size(config.hidden_size);
+  s.decode_normalized = group * size(config.hidden_size);
+  s.decode_exchange = decode_exchange_size();
   s.decode_qkv = group * size(config.qkv_size());
   s.partial_sums = heads * size(s.max_blocks);
   s.partials = s.partial_sums * size(config.head_dim);
   s.group_sums = heads * size(s.groups_of_blocks);
   s.group_partials = s.group_sums * size(config.head_dim);
-  s.arrivals = 1 + group * size(config.kv_heads) * size(s.groups_of_blocks + 1);
+  s.arrivals = group * size(config.kv_heads) * size(s.groups_of_blocks + 1);
   s.attended_width = size(config.query_size());
   s.activated_width = size(config.intermediate_size);
   s.hidden = size(config.hidden_size);
@@ -203,7 +205,9 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   activated_ = Buffer<__nv_bfloat16>(sizes.activated);
 
   decode_inputs_ = Buffer<int>(sizes.decode_inputs);
-  decode_residual_ = Buffer<float>(sizes.decode_residual);
+  decode_residual_ = Buffer<float>(2 * sizes.decode_normalized);
+  decode_normalized_ = Buffer<__nv_bfloat16>(sizes.decode_normalized);
+  decode_exchange_ = Buffer<unsigned long long>(sizes.decode_exchange);
   decode_qkv_ = Buffer<float>(sizes.decode_qkv);
   decode_partials_ = Buffer<float>(sizes.partials);
   decode_partial_sums_ = Buffer<float2>(sizes.partial_sums);
@@ -291,6 +295,7 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
 
   m.residual[0] = decode_residual_.data();
   m.residual[1] = decode_residual_.data() + size(group_rows_) * size(config_.hidden_size);
+  m.normalized = decode_normalized_.data();
   m.qkv = decode_qkv_.data();
   m.partials = decode_partials_.data();
   m.partial_sums = decode_partial_sums_.data();
@@ -301,8 +306,8 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.activated = decode_activated_.data();
   m.logits = logits_.data() + size(first_row) * logits_pitch(config_);
   m.logits_pitch = logits_pitch(config_);
-  m.grid_arrivals = decode_arrivals_.data();
-  m.block_arrivals = decode_arrivals_.data() + 1;
+  m.exchange = decode_exchange_.data();
+  m.block_arrivals = decode_arrivals_.data();
   return m;
 }
 

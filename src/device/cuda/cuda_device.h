@@ -112,8 +112,9 @@ class CudaDevice final : public Device {
   Buffer<int> decode_inputs_;  // row counts, tokens, positions, rings, page table
   Buffer<float> decode_residual_, decode_qkv_, decode_partials_, decode_group_partials_, decode_projected_;
   Buffer<float2> decode_partial_sums_, decode_group_sums_;
-  Buffer<__nv_bfloat16> decode_attended_, decode_activated_;
+  Buffer<__nv_bfloat16> decode_normalized_, decode_attended_, decode_activated_;
   Buffer<unsigned> decode_arrivals_;
+  Buffer<unsigned long long> decode_exchange_;
   std::vector<int> decode_row_of_;   // index among the generated rows of each row of the batch, or -1
   std::vector<int> decode_rings_;    // of the last step's generated rows
   std::vector<int> next_positions_;  // those of the next step, if it continues the last one

@@ -135,11 +135,9 @@ DeviceWeights::DeviceWeights(const Model& model) {
   copy_pieces(plan.pieces(), memory_.data());
 
   const auto streamed = [&](std::size_t offset, const Matrix& matrix, bool is_gate_up = false) {
-    return StreamedMatrix{.weights = reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offset),
-                          .tensor_map = nullptr,
-                          .outputs = matrix.rows,
-                          .columns = matrix.columns,
-                          .is_gate_up = is_gate_up};
+    return StreamedMatrix{
+        {.outputs = matrix.rows, .columns = matrix.columns, .is_gate_up = is_gate_up},
+        {.weights = reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offset), .tensor_map = nullptr}};
   };
   const auto norm = [&](std::size_t offset) { return reinterpret_cast<const float*>(memory_.data() + offset); };
   embed_ = reinterpret_cast<const __nv_bfloat16*>(memory_.data() + offsets.embed);
