@@ -200,7 +200,7 @@ Engine::State::State(const EngineOptions& options) {
   info.weights_bytes = model.weights.bytes();
 
   const std::optional<int> gpu = choose_gpu(options.device);
-  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 2048 : 512, info.context);
+  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
   const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
   const KvLayout kv = plan_kv_cache(info.window, info.context, /*sequences=*/1, is_bf16 ? KvType::kBf16 : KvType::kF32);
   info.cache_bytes = kv_bytes(config, info.window, info.context, kv.type).total();

@@ -142,7 +142,7 @@ int run(const Options& options) {
   const int context = std::min(options.context, config.context - options.tokens);
   const int longest = std::max(context + options.tokens + 2, options.prompt) + 1;
   const bool is_on_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
-  const int default_chunk = is_on_gpu ? 2048 : 512;
+  const int default_chunk = is_on_gpu ? 4096 : 512;
   const int chunk = std::min(options.chunk > 0 ? options.chunk : default_chunk, std::max(options.prompt, 1));
   if (is_on_gpu && options.bandwidth <= 0) {
     throw Error(
@@ -249,7 +249,7 @@ int main(int argc, char** argv) {
   app.add_option("-n,--tokens", options.tokens, "tokens to decode")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 2048)")
+  app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 4096)")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--repeats", options.repeats, "how often a prompt is measured")
       ->check(CLI::Range(1, 1000))
