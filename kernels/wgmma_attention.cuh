@@ -6,8 +6,8 @@
 
 namespace gemma {
 
-/// Whether launch_wgmma_attention can do it: heads of 64, 128 or 256, an even number of query heads for each KV head, and
-/// a soft cap of at most 64.
+/// Whether launch_wgmma_attention can do it: heads of 64, 128 or 256, an even number of query heads for each KV head,
+/// and a soft cap of at most 64.
 bool fits_wgmma_attention(const PromptAttention& attention);
 
 /// launch_prompt_attention for Hopper: only where has_wgmma() (wgmma_gemm.cuh).
