@@ -87,9 +87,6 @@ class BlockRuns {
     int total = 0;
     for (int row = 0; row < rows; ++row)
       total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-#ifdef WITHOUT_ATTENTION  // to measure with
-    total = 0;
-#endif
     constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;
     const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / kPieceBytes);
     item_ = share.first;

@@ -104,12 +104,10 @@ class GridBarrier {
     if (threadIdx.x == 0) add_release(arrivals_, 1);
   }
   __device__ void wait() {
-#ifndef WITHOUT_GRID_BARRIER  // to measure with
     if (threadIdx.x == 0) {
       while (load_acquire(arrivals_) < expected_) {
       }
     }
-#endif
     consumer_barrier();
   }
 

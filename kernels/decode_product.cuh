@@ -106,9 +106,7 @@ class Carries {
   __device__ bool is_there(unsigned long long word) const { return word >> 32 == product_; }
   /// @param word  what look() has found
   __device__ float take_over(int index, unsigned long long word) const {
-#ifndef WITHOUT_GRID_BARRIER
     while (!is_there(word)) word = look(index);
-#endif
     return __uint_as_float(static_cast<unsigned>(word));
   }
 

@@ -2,8 +2,8 @@
 //
 // Bytes: rows * hidden * (2 + 4).
 
-#include "cuda_error.h"
 #include "embed.cuh"
+#include "launch.cuh"
 #include "ptx.cuh"
 
 namespace gemma {
@@ -13,6 +13,8 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(const int* token, const __nv_bfloat16* embed, float scale, int hidden, float* x) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const std::size_t row = blockIdx.x;
   const uint2* in = reinterpret_cast<const uint2*>(embed + static_cast<std::size_t>(token[row]) * hidden);
   float4* out = reinterpret_cast<float4*>(x + row * hidden);
@@ -28,8 +30,7 @@ __global__ void __launch_bounds__(kThreads)
 void launch_embed(const int* token, const __nv_bfloat16* embed, float scale, int rows, int hidden, float* x,
                   cudaStream_t stream) {
   if (rows == 0) return;
-  embed_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(token, embed, scale, hidden, x);
-  check_cuda(cudaGetLastError());
+  launch_early(embed_kernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, token, embed, scale, hidden, x);
 }
 
 }  // namespace gemma

@@ -1,14 +1,18 @@
 #include "gemm.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "activation.cuh"
 #include "gemma/error.h"
 
 namespace gemma {
 namespace {
+
+constexpr int kScratchRows = 1024;  // that gate and up are held of at once
 
 [[noreturn]] void fail(cublasStatus_t status, const std::string& what) {
   throw Error("cuBLASLt cannot " + what + ": it reports " + cublasLtGetStatusName(status));
@@ -57,15 +61,20 @@ bool sums_in_one_piece(const cublasLtMatmulHeuristicResult_t& result) {
 
 }  // namespace
 
-Gemm::Gemm(int typical_rows) : typical_rows_(typical_rows) {
+Gemm::Gemm(int typical_rows, bool uses_wgmma) : typical_rows_(typical_rows), uses_wgmma_(uses_wgmma) {
+  if (!uses_wgmma_) start();
+}
+
+void Gemm::start() {
   cublasLtHandle_t handle = nullptr;
   check_cublas(cublasLtCreate(&handle), "start");
   handle_.reset(handle);
 }
 
-const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) {
-  const Shape shape{outputs, columns, out_type};
+const Gemm::Plan& Gemm::plan(int outputs, int columns) {
+  const Shape shape{outputs, columns};
   if (const auto known = plans_.find(shape); known != plans_.end()) return known->second;
+  if (!handle_) start();
 
   Plan made;
   check_cublas(cublasLtMatmulDescInit(&made.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describe a matrix product");
@@ -83,7 +92,7 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
 
   auto weights = layout(CUDA_R_16BF, outputs, columns);
   auto in = layout(CUDA_R_16BF, typical_rows_, columns);
-  auto out = layout(out_type, typical_rows_, outputs);
+  auto out = layout(CUDA_R_32F, typical_rows_, outputs);
   std::array<cublasLtMatmulHeuristicResult_t, 16> results;
   int found = 0;
   const cublasStatus_t status =
@@ -100,13 +109,18 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns, cudaDataType_t out_type) 
   throw Error("cuBLASLt cannot " + in_words(outputs, columns) + ": it knows no way on this GPU to sum in one piece");
 }
 
-void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows,
-                    int outputs, int columns, cudaStream_t stream) {
+void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
+                    int columns, cudaStream_t stream) {
   if (rows == 0) return;
-  const Plan& plan = this->plan(outputs, columns, out_type);
+  if (uses_wgmma_ && outputs % 4 == 0) {
+    const PlainProduct product{out, outputs};
+    launch_wgmma_product(product, in, weights, rows, columns, choose_wgmma_tile(product, rows), stream);
+    return;
+  }
+  const Plan& plan = this->plan(outputs, columns);
   auto weights_layout = layout(CUDA_R_16BF, outputs, columns);
   auto in_layout = layout(CUDA_R_16BF, rows, columns);
-  auto out_layout = layout(out_type, rows, outputs);
+  auto out_layout = layout(CUDA_R_32F, rows, outputs);
   auto product = plan.product;
   const float one = 1, zero = 0;
   const cublasStatus_t status =
@@ -116,14 +130,40 @@ void Gemm::multiply(void* out, cudaDataType_t out_type, const __nv_bfloat16* in,
     fail(status, in_words(outputs, columns) + " for " + std::to_string(rows) + " rows");
 }
 
-void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
-                    int columns, cudaStream_t stream) {
-  multiply(out, CUDA_R_32F, in, weights, rows, outputs, columns, stream);
+void Gemm::multiply_qkv(const RopeOutput& output, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows,
+                        int columns, float* scratch, cudaStream_t stream) {
+  if (qkv_scratch(1, output.head_dim, output.width()) == 0) {
+    const RopeProduct product{output};
+    launch_wgmma_product(product, in, weights, rows, columns, choose_wgmma_tile(product, rows), stream);
+    return;
+  }
+  multiply(scratch, in, weights, rows, output.width(), columns, stream);
+  launch_rope(scratch, output, rows, stream);
 }
 
-void Gemm::multiply(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
-                    int columns, cudaStream_t stream) {
-  multiply(out, CUDA_R_16BF, in, weights, rows, outputs, columns, stream);
+std::size_t Gemm::qkv_scratch(int rows, int head_dim, int width) const {
+  if (uses_wgmma_ && head_dim % 128 == 0) return 0;
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+}
+
+void Gemm::multiply_geglu(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* gate_up, int rows,
+                          int intermediate, int columns, float* scratch, cudaStream_t stream) {
+  if (geglu_scratch(1, intermediate) == 0) {
+    const GegluProduct product{out, intermediate};
+    launch_wgmma_product(product, in, gate_up, rows, columns, choose_wgmma_tile(product, rows), stream);
+    return;
+  }
+  for (int first = 0; first < rows; first += kScratchRows) {
+    const int count = std::min(kScratchRows, rows - first);
+    const std::size_t row = static_cast<std::size_t>(first);
+    multiply(scratch, in + row * static_cast<std::size_t>(columns), gate_up, count, 2 * intermediate, columns, stream);
+    launch_activation(scratch, count, intermediate, out + row * static_cast<std::size_t>(intermediate), stream);
+  }
+}
+
+std::size_t Gemm::geglu_scratch(int rows, int intermediate) const {
+  if (uses_wgmma_) return 0;
+  return 2 * static_cast<std::size_t>(std::min(rows, kScratchRows)) * static_cast<std::size_t>(intermediate);
 }
 
 }  // namespace gemma

@@ -2,8 +2,9 @@
 //
 // Bytes: twice those of the keys and values that are committed.
 
-#include "cuda_error.h"
 #include "kv_commit.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
 
 namespace gemma {
 namespace {
@@ -16,6 +17,8 @@ constexpr int kUnit = 8;  // elements of 16 bytes
 __global__ void __launch_bounds__(kThreads)
     kv_commit_kernel(const __nv_bfloat16* k, const __nv_bfloat16* v, const __grid_constant__ LayerCache cache,
                      const PromptSequence* sequences) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const PromptSequence sequence = sequences[blockIdx.y];
   const int row = static_cast<int>(blockIdx.x);
   if (row >= sequence.rows) return;
@@ -28,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = static_cast<int>(threadIdx.x); i < 2 * units; i += kThreads) {
     const bool is_value = i >= units;
     const int unit = is_value ? i - units : i;
-    const uint4 data = __ldg(reinterpret_cast<const uint4*>((is_value ? v : k) + from) + unit);
+    const uint4 data = reinterpret_cast<const uint4*>((is_value ? v : k) + from)[unit];
     __nv_bfloat16* block = block_in_layer(cache, sequence, unit / units_of_head, position / kBlockPositions, is_value);
     __nv_bfloat16* to = block + static_cast<std::size_t>(position % kBlockPositions) * cache.head_dim;
     reinterpret_cast<uint4*>(to)[unit % units_of_head] = data;
@@ -41,8 +44,7 @@ void launch_kv_commit(const __nv_bfloat16* k, const __nv_bfloat16* v, const Laye
                       const PromptSequence* sequences, int count, int max_rows, cudaStream_t stream) {
   if (count == 0 || max_rows == 0) return;
   const dim3 grid(static_cast<unsigned>(max_rows), static_cast<unsigned>(count));
-  kv_commit_kernel<<<grid, kThreads, 0, stream>>>(k, v, cache, sequences);
-  check_cuda(cudaGetLastError());
+  launch_early(kv_commit_kernel, grid, kThreads, 0, stream, k, v, cache, sequences);
 }
 
 }  // namespace gemma

@@ -19,67 +19,23 @@
 #include <string>
 
 #include "cuda_error.h"
-#include "device/attention_mask.h"
+#include "float_math.cuh"
 #include "gemma/error.h"
-#include "prompt_attention.cuh"
+#include "launch.cuh"
+#include "prompt_tile.cuh"
 #include "ptx.cuh"
+#include "wgmma_attention.cuh"
 
 namespace gemma {
 namespace {
 
-constexpr int kTile = 64;  // rows of a block, and keys of a tile
+constexpr int kTile = kAttentionTile;  // rows of a block, and keys of a tile
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kWarpRows = kTile / kWarps;
 constexpr int kMaxHeadDim = 256;
 
 static_assert(kWarpRows == 16, "the rows of a tensor core operand");
-
-/// The rows that a block, or a warp, works on.
-struct Rows {
-  int first_query, last_query;  // their positions
-
-  __device__ int first_key(int window) const { return first_visible(first_query, window); }
-  __device__ bool sees_any(int first, int window) const {
-    return first <= last_query && first + kTile > first_key(window);
-  }
-  __device__ bool see_all(int first, int window) const {
-    return first + kTile - 1 <= first_query && first >= first_visible(last_query, window);
-  }
-};
-
-/// Products that a compiler might or might not fuse with the sum after them are spelled out in this file: rows must be
-/// rounded alike wherever in a block they stand.
-__device__ float soft_cap(float score, float cap, float inverse_cap) {
-  return __fmul_rn(cap, tanhf(__fmul_rn(score, inverse_cap)));
-}
-
-/// Where the keys (or values) of a tile are: before the chunk in the cache, then in the chunk.
-class TileSource {
- public:
-  __device__ TileSource(const PromptAttention& attention, const PromptSequence& sequence, int kv_head, int tile,
-                        bool is_value)
-      : chunk_key_(sequence.position - tile * kTile),
-        head_dim_(attention.cache.head_dim),
-        chunk_pitch_(attention.cache.kv_heads * attention.cache.head_dim) {
-    if (chunk_key_ > 0) cached_ = block_in_layer(attention.cache, sequence, kv_head, tile, is_value);
-    chunk_ = (is_value ? attention.v : attention.k) + static_cast<std::size_t>(sequence.first_row) * chunk_pitch_ +
-             kv_head * head_dim_;
-  }
-
-  /// The key at position tile * kTile + key.
-  __device__ const __nv_bfloat16* operator[](int key) const {
-    return key < chunk_key_ ? cached_ + key * head_dim_
-                            : chunk_ + static_cast<std::ptrdiff_t>(key - chunk_key_) * chunk_pitch_;
-  }
-
- private:
-  int chunk_key_;  // the first key of the tile that is in the chunk
-  int head_dim_;
-  int chunk_pitch_;
-  const __nv_bfloat16* cached_ = nullptr;
-  const __nv_bfloat16* chunk_;
-};
 
 // --- head sizes 64, 128, 256: tensor cores ---
 
@@ -114,20 +70,31 @@ struct RowState {
   float sum[2] = {0, 0};                            // of this lane's weights
 };
 
-/// Turns a warp's scores of a tile into weights. score[j] holds, as the tensor cores give them, keys 8 j + 2 (lane % 4)
-/// and the one after, for each of the two rows.
+/// Turns a warp's scores of a tile into weights; scores are in units of log2(e) once they are capped. score[j] holds,
+/// as the tensor cores give them, keys 8 j + 2 (lane % 4) and the one after, for each of the two rows.
 /// @param weight  [j][row]: pairs of neighbouring keys
 /// @param scale   by which earlier weights must be multiplied
-__device__ void soften(const PromptAttention& attention, const Rows& rows, int first_key, float (&score)[kTile / 8][4],
-                       RowState& state, std::uint32_t (&weight)[kTile / 8][2], float (&scale)[2]) {
+__device__ void soften(const PromptAttention& attention, const AttentionRows& rows, int first_key,
+                       float (&score)[kTile / 8][4], RowState& state, std::uint32_t (&weight)[kTile / 8][2],
+                       float (&scale)[2]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  if (attention.softcap > 0) {
-    const float cap = attention.softcap;
-    const float inverse_cap = 1.0f / cap;
+  const SoftCap cap(attention.softcap);
+  float size = 0;
 #pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) {
+  for (int j = 0; j < kTile / 8; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) score[j][i] = soft_cap(score[j][i], cap, inverse_cap);
+    for (int i = 0; i < 4; ++i) size = fmaxf(size, fabsf(score[j][i]));
+  }
+  const bool has_large = __any_sync(~0u, size > cap.cap);
+#pragma unroll
+  for (int j = 0; j < kTile / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (attention.softcap == 0) {
+        score[j][i] = __fmul_rn(score[j][i], kLog2E);
+      } else {
+        score[j][i] = has_large ? cap(score[j][i]) : cap.small(score[j][i]);
+      }
     }
   }
   if (!rows.see_all(first_key, attention.window)) {
@@ -148,14 +115,14 @@ __device__ void soften(const PromptAttention& attention, const Rows& rows, int f
     for (int j = 0; j < kTile / 8; ++j) largest = fmaxf(largest, fmaxf(score[j][2 * row], score[j][2 * row + 1]));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-    // A row that has seen no key yet: exp(masked - masked) would be 1.
+    // A row that has seen no key yet: 2^(masked - masked) would be 1.
     const float origin = largest == kMaskedScore ? 0.0f : largest;
-    scale[row] = expf(state.largest[row] - origin);
+    scale[row] = exp2_approx(state.largest[row] - origin);
     state.largest[row] = largest;
     float sum = __fmul_rn(state.sum[row], scale[row]);
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
-      weight[j][row] = pack_bf16(expf(score[j][2 * row] - origin), expf(score[j][2 * row + 1] - origin));
+      weight[j][row] = pack_bf16(exp2_approx(score[j][2 * row] - origin), exp2_approx(score[j][2 * row + 1] - origin));
       sum += low_half(weight[j][row]) + high_half(weight[j][row]);  // the weights that values are multiplied by
     }
     state.sum[row] = sum;
@@ -169,6 +136,8 @@ constexpr int kBlocksTogether = kHeadDim == 256 ? 2 : 3;
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>)
     attention_kernel(const __grid_constant__ PromptAttention attention) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const PromptSequence sequence = attention.sequences[blockIdx.z];
   const int first_row = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kTile;  // the longest work first
   if (first_row >= sequence.rows) return;
@@ -176,12 +145,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>)
   const int kv_head = head / (attention.heads / attention.cache.kv_heads);
   const int window = attention.window;
   const int row_count = min(kTile, sequence.rows - first_row);
-  const Rows rows{sequence.position + first_row, sequence.position + first_row + row_count - 1};
+  const AttentionRows rows{sequence.position + first_row, sequence.position + first_row + row_count - 1};
 
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp_row = warp * kWarpRows;
-  const Rows warp_rows{rows.first_query + warp_row, min(rows.first_query + warp_row + kWarpRows - 1, rows.last_query)};
+  const AttentionRows warp_rows{rows.first_query + warp_row,
+                                min(rows.first_query + warp_row + kWarpRows - 1, rows.last_query)};
 
   extern __shared__ __align__(128) char memory[];
   using Tile = SharedTile<kHeadDim>;
@@ -312,6 +282,8 @@ __device__ float dot(const float* query, const __nv_bfloat16* key, int head_dim)
 
 __global__ void __launch_bounds__(kThreads) plain_attention_kernel(const __grid_constant__ PromptAttention attention) {
   __shared__ float queries[kWarps][kMaxHeadDim];
+  let_next_kernel_start();
+  wait_for_previous_kernel();
   const PromptSequence sequence = attention.sequences[blockIdx.z];
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -345,7 +317,7 @@ __global__ void __launch_bounds__(kThreads) plain_attention_kernel(const __grid_
       score[i] = kMaskedScore;
       if (key < begin || key >= end) continue;
       score[i] = dot(query, keys[key], head_dim);
-      if (cap > 0) score[i] = soft_cap(score[i], cap, inverse_cap);
+      if (cap > 0) score[i] = __fmul_rn(cap, tanhf(__fmul_rn(score[i], inverse_cap)));
     }
     const float before = largest;
     largest = fmaxf(largest, warp_max(fmaxf(score[0], score[1])));
@@ -382,7 +354,7 @@ void launch(const PromptAttention& attention, int count, int max_rows, cudaStrea
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   const dim3 grid(static_cast<unsigned>(attention.heads), blocks_for(max_rows, kTile), static_cast<unsigned>(count));
-  kernel<<<grid, kThreads, kBytes, stream>>>(attention);
+  launch_early(kernel, grid, kThreads, kBytes, stream, attention);
 }
 
 }  // namespace
@@ -393,6 +365,10 @@ void launch_prompt_attention(const PromptAttention& attention, int count, int ma
   if (head_dim % 16 != 0 || head_dim <= 0 || head_dim > kMaxHeadDim) {
     throw Error("the GPU's attention takes head sizes that are a multiple of 16 up to 256, not " +
                 std::to_string(head_dim));
+  }
+  if (attention.uses_wgmma && fits_wgmma_attention(attention)) {
+    launch_wgmma_attention(attention, count, max_rows, stream);
+    return;
   }
   switch (head_dim) {
     case 64:
@@ -407,10 +383,9 @@ void launch_prompt_attention(const PromptAttention& attention, int count, int ma
     default: {
       const dim3 grid(static_cast<unsigned>(attention.heads), blocks_for(max_rows, kWarps),
                       static_cast<unsigned>(count));
-      plain_attention_kernel<<<grid, kThreads, 0, stream>>>(attention);
+      launch_early(plain_attention_kernel, grid, kThreads, 0, stream, attention);
     }
   }
-  check_cuda(cudaGetLastError());
 }
 
 }  // namespace gemma

@@ -18,6 +18,7 @@ struct PromptAttention {
   LayerCache cache;                 ///< as it was before the chunk
   const PromptSequence* sequences;  ///< [count], on the GPU
   __nv_bfloat16* out;               ///< [rows, heads * head_dim]; the rows of all sequences are written
+  bool uses_wgmma = false;          ///< Hopper's tensor cores, where the shape fits: has_wgmma() (wgmma_gemm.cuh)
 };
 
 /// A row's result depends on its position and its keys alone: not on how the prompt was cut into chunks, nor on other

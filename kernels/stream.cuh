@@ -19,10 +19,7 @@ inline constexpr int kStageBytes = kPieceRows * kPieceColumns * 2;
 
 /// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait
 /// behind them (measured).
-#ifndef PIECES_IN_FLIGHT
-#define PIECES_IN_FLIGHT 6
-#endif
-inline constexpr int kPiecesInFlight = PIECES_IN_FLIGHT;
+inline constexpr int kPiecesInFlight = 4;
 
 /// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in
 /// them the 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.

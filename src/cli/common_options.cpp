@@ -51,7 +51,7 @@ void add_device_options(CLI::App& app, CommonOptions& options) {
       ->type_name("N")
       ->check(whole_number(1, 1024))
       ->group(kModelGroup);
-  app.add_option("--chunk", options.engine.chunk, "Rows of a prompt read at once [512; 2048 on a GPU]")
+  app.add_option("--chunk", options.engine.chunk, "Rows of a prompt read at once [512; 4096 on a GPU]")
       ->type_name("N")
       ->check(whole_number(1, 1 << 16))
       ->group(kModelGroup);

@@ -165,7 +165,7 @@ Engine::State::State(const EngineOptions& options) {
   info.weights_bytes = model.weights.bytes();
 
   const std::optional<int> gpu = choose_gpu(options.device);
-  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 2048 : 512, info.context);
+  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
   const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
   const KvType type = is_bf16 ? KvType::kBf16 : KvType::kF32;
   const auto make_device = [&](int sequences) {

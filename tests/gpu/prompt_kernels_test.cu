@@ -14,6 +14,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -28,6 +29,7 @@
 #include "norm.cuh"
 #include "prompt_attention.cuh"
 #include "rope.cuh"
+#include "wgmma_gemm.cuh"
 
 namespace gemma {
 namespace {
@@ -38,7 +40,6 @@ constexpr double kHalfUlp = 0x1p-8;  // the largest relative error of rounding t
 constexpr std::size_t kRest = 64;    // poisoned elements behind an output
 constexpr unsigned char kPoison = 0xff;
 
-float to_float(float x) { return x; }
 float to_float(Bf16 x) { return __bfloat162float(x); }
 
 const Bf16 kPoisonedBf16 = std::bit_cast<Bf16>(std::uint16_t{0xffff});
@@ -51,8 +52,7 @@ class Buffer {
     void* memory = nullptr;
     check_cuda(cudaMalloc(&memory, bytes()));
     memory_.reset(static_cast<T*>(memory));
-    check_cuda(cudaMemset(memory, kPoison, bytes()));
-    check_cuda(cudaDeviceSynchronize());
+    poison();
   }
   explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) { upload(values); }
 
@@ -60,6 +60,12 @@ class Buffer {
   void upload(const std::vector<T>& values) {
     check_cuda(cudaMemcpy(get(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
     check_cuda(cudaDeviceSynchronize());  // the copy may still be on its way, and the tests' streams do not wait for it
+  }
+  /// Makes all of it not-a-number again.
+  void poison() const {
+    check_cuda(cudaDeviceSynchronize());
+    check_cuda(cudaMemset(get(), kPoison, bytes()));
+    check_cuda(cudaDeviceSynchronize());
   }
   /// All that is in the memory, without looking at the rest behind it.
   std::vector<T> download() const {
@@ -282,8 +288,10 @@ TEST(PromptRope, TurnsQueriesAndKeysAndLeavesValues) {
       const Buffer<float2> table_gpu(table);
       const Buffer<Bf16> q(z(kRows) * heads * head_dim), k(z(kRows) * kv_heads * head_dim),
           v(z(kRows) * kv_heads * head_dim);
-      launch_rope(qkv_gpu.get(), position_gpu.get(), table_gpu.get(), kQueryScale, kRows, heads, kv_heads, head_dim,
-                  q.get(), k.get(), v.get(), stream);
+      launch_rope(
+          qkv_gpu.get(),
+          {position_gpu.get(), table_gpu.get(), kQueryScale, heads, kv_heads, head_dim, q.get(), k.get(), v.get()},
+          kRows, stream);
       const auto q_got = q.download(), k_got = k.download(), v_got = v.download();
       for (int row = 0; row < kRows; ++row) {
         for (int head = 0; head < heads + 2 * kv_heads; ++head) {
@@ -468,11 +476,13 @@ struct Case {
   int group;   // query heads of a KV head
   int window;  // kNoWindow: a global layer
   float softcap = 50;
-  float deviation = 3;  // of the scores before the cap
+  float deviation = 3;      // of the scores before the cap
+  bool uses_wgmma = false;  // where the GPU can
+  int length = 300;
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
     return out << "head size " << c.head_dim << ", " << c.group << " x " << c.kv_heads << " heads, window " << c.window
-               << ", cap " << c.softcap << ", scores " << c.deviation;
+               << ", cap " << c.softcap << ", scores " << c.deviation << (c.uses_wgmma ? ", wgmma" : "");
   }
 };
 
@@ -593,9 +603,9 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
       const Buffer<Bf16> q_gpu(q), k_gpu(k), v_gpu(v), out(q.size());
       const LayerCache cache = shape.on_gpu(memory.get(), table_gpu.get());
       const int count = static_cast<int>(sequences.size());
-      launch_prompt_attention(
-          {heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), out.get()},
-          count, max_rows, stream);
+      launch_prompt_attention({heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache,
+                               sequences_gpu.get(), out.get(), c.uses_wgmma && has_wgmma()},
+                              count, max_rows, stream);
       launch_kv_commit(k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), count, max_rows, stream);
       check_cuda(cudaStreamSynchronize(stream));
       const auto got = out.download();
@@ -659,13 +669,27 @@ std::vector<Case> attention_cases() {
     cases.push_back({head_dim, 1, 2, 100, 50, 40});  // where the soft cap bites
     cases.push_back({head_dim, 1, 2, kNoWindow, 0, 3});
   }
+  for (const int head_dim : {64, 128, 256}) {
+    for (const int window : {1, 2, 7, 64, 100, 128, 1000, kNoWindow}) {
+      constexpr int kGroups[] = {2, 4, 8};
+      const int group = kGroups[n++ % 3];
+      cases.push_back({head_dim, group == 8 ? 1 : 2, group, window, 50, 3, /*uses_wgmma=*/true});
+    }
+    cases.push_back({head_dim, 1, 2, 100, 50, 40, true});
+    cases.push_back({head_dim, 1, 2, kNoWindow, 30, 100, true});
+    cases.push_back({head_dim, 1, 2, kNoWindow, 0, 3, true});    // which it has no kernel for
+    cases.push_back({head_dim, 1, 2, kNoWindow, 100, 3, true});  // nor for this
+    cases.push_back({head_dim, 1, 1, 100, 50, 3, true});         // nor for this
+    cases.push_back({head_dim, 1, 2, 700, 50, 3, true, 1500});
+    cases.push_back({head_dim, 1, 2, kNoWindow, 50, 3, true, 1500});
+  }
   return cases;
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, PromptAttentionTest, testing::ValuesIn(attention_cases()));
 
 TEST_P(PromptAttentionTest, MatchesNaiveArithmeticHoweverATextIsCut) {
   std::mt19937 random(8);
-  const std::vector<Text> texts{make_text(300, random)};
+  const std::vector<Text> texts{make_text(GetParam().length, random)};
   const int length = texts[0].length;
   const auto whole = run(texts, {{length}}, random)[0];
   expect_near(whole, naive(texts[0]));
@@ -675,7 +699,7 @@ TEST_P(PromptAttentionTest, MatchesNaiveArithmeticHoweverATextIsCut) {
   expect_same(run(texts, {ones}, random)[0], whole, "chunks of 60, 80 times 1, 160");
   expect_same(run(texts, {even_chunks(length, 7)}, random)[0], whole, "chunks of 7");
   expect_same(run(texts, {even_chunks(length, 64)}, random)[0], whole, "chunks of 64");
-  expect_same(run(texts, {{63, 1, 65, 130, 2, 39}}, random)[0], whole, "chunks of 63, 1, 65, 130, 2, 39");
+  expect_same(run(texts, {{63, 1, 65, 130, 2, length - 261}}, random)[0], whole, "chunks of 63, 1, 65, 130, 2, ...");
   expect_same(run(texts, {random_chunks(length, 100, random)}, random)[0], whole, "random chunks");
 }
 
@@ -708,60 +732,145 @@ TEST(PromptAttentionSizes, RefusesHeadsThatItHasNoKernelFor) {
 
 // --- matrix products ---
 
-template <class Out>
-void expect_products(int outputs, int columns) {
+/// outputs, columns, whether by kernels of our own where the GPU can
+class PromptGemm : public testing::TestWithParam<std::tuple<int, int, bool>> {
+ protected:
+  int outputs() const { return std::get<0>(GetParam()); }
+  int columns() const { return std::get<1>(GetParam()); }
+  bool uses_wgmma() const { return std::get<2>(GetParam()) && has_wgmma(); }
+};
+INSTANTIATE_TEST_SUITE_P(Shapes, PromptGemm,
+                         testing::Values(std::tuple{64, 64, true}, std::tuple{96, 32, true}, std::tuple{260, 72, true},
+                                         std::tuple{4096, 2304, true}, std::tuple{2304, 2048, true},
+                                         std::tuple{18432, 2304, true}, std::tuple{2304, 9216, true},
+                                         std::tuple{259, 72, false}, std::tuple{2304, 2048, false},
+                                         std::tuple{2304, 9216, false}));
+
+TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) {
   std::mt19937 random(10);
   const Stream stream;
   constexpr int kMaxRows = 1024;
-  Gemm gemm(kMaxRows);
-  const auto in = random_bf16(z(kMaxRows) * columns, random), weights = random_bf16(z(outputs) * columns, random);
+  Gemm gemm(kMaxRows, uses_wgmma());
+  const auto in = random_bf16(z(kMaxRows) * columns(), random), weights = random_bf16(z(outputs()) * columns(), random);
   const Buffer<Bf16> in_gpu(in), weights_gpu(weights);
 
-  std::vector<Out> most;
-  for (const int rows : {kMaxRows, 1, 2, 3, 8, 17, 64, 100, 129, 500, 1000}) {
-    const Buffer<Out> out(z(rows) * outputs);
-    gemm.multiply(out.get(), in_gpu.get(), weights_gpu.get(), rows, outputs, columns, stream);
+  std::vector<float> most;
+  for (const int rows : {kMaxRows, 1, 2, 3, 8, 17, 64, 100, 129, 300, 500, 1000}) {
+    const Buffer<float> out(z(rows) * outputs());
+    gemm.multiply(out.get(), in_gpu.get(), weights_gpu.get(), rows, outputs(), columns(), stream);
     const auto got = out.download();
     EXPECT_TRUE(out.has_clean_rest());
     if (most.empty()) most = got;
-    ASSERT_TRUE(same_bits<Out>(got, part(most, 0, got.size())))
+    ASSERT_TRUE(same_bits<float>(got, part(most, 0, got.size())))
         << rows << " rows differ from the same rows among " << kMaxRows;
 
     // The same rows at another place: the last of all.
-    const Buffer<Out> moved(z(rows) * outputs);
-    gemm.multiply(moved.get(), in_gpu.get() + z(kMaxRows - rows) * columns, weights_gpu.get(), rows, outputs, columns,
-                  stream);
-    ASSERT_TRUE(same_bits<Out>(moved.download(), part(most, z(kMaxRows - rows) * outputs, z(rows) * outputs)))
+    const Buffer<float> moved(z(rows) * outputs());
+    gemm.multiply(moved.get(), in_gpu.get() + z(kMaxRows - rows) * columns(), weights_gpu.get(), rows, outputs(),
+                  columns(), stream);
+    ASSERT_TRUE(same_bits<float>(moved.download(), part(most, z(kMaxRows - rows) * outputs(), z(rows) * outputs())))
         << "the last " << rows << " rows differ from the same rows among " << kMaxRows;
   }
   for (int sample = 0; sample < 500; ++sample) {
     const int row = sample == 0 ? kMaxRows - 1 : static_cast<int>(random() % kMaxRows);
-    const int output = sample == 0 ? outputs - 1 : static_cast<int>(random() % outputs);
+    const int output = sample == 0 ? outputs() - 1 : static_cast<int>(random() % outputs());
     double sum = 0, size = 0;
-    for (int i = 0; i < columns; ++i) {
-      const double product = double{to_float(in[z(row) * columns + i])} * to_float(weights[z(output) * columns + i]);
+    for (int i = 0; i < columns(); ++i) {
+      const double product =
+          double{to_float(in[z(row) * columns() + i])} * to_float(weights[z(output) * columns() + i]);
       sum += product;
       size += std::abs(product);
     }
     // Tensor cores cut off instead of rounding: up to 2^-22 of the running sum, which is far below `size`, for every 16
     // columns.
-    const double rounding = std::is_same_v<Out, Bf16> ? kHalfUlp * std::abs(sum) : 0;
-    ASSERT_NEAR(to_float(most[z(row) * outputs + output]), sum, 6e-6 * size + rounding)
-        << "row " << row << ", output " << output;
+    ASSERT_NEAR(most[z(row) * outputs() + output], sum, 6e-6 * size) << "row " << row << ", output " << output;
+  }
+  if (!uses_wgmma()) return;
+  for (const int tile : wgmma_tiles<PlainProduct>()) {
+    for (const int rows : {kMaxRows, 300, 1}) {
+      const Buffer<float> out(z(rows) * outputs());
+      launch_wgmma_product(PlainProduct{out.get(), outputs()}, in_gpu.get(), weights_gpu.get(), rows, columns(), tile,
+                           stream);
+      ASSERT_TRUE(same_bits<float>(out.download(), part(most, 0, z(rows) * outputs())))
+          << rows << " rows differ in tiles of " << tile << " outputs";
+      EXPECT_TRUE(out.has_clean_rest());
+    }
   }
 }
 
-class PromptGemm : public testing::TestWithParam<std::pair<int, int>> {};
-INSTANTIATE_TEST_SUITE_P(Shapes, PromptGemm,
-                         testing::Values(std::pair{64, 64}, std::pair{96, 32}, std::pair{259, 72},
-                                         std::pair{4096, 2304}, std::pair{2304, 2048}, std::pair{18432, 2304},
-                                         std::pair{2304, 9216}));
+TEST(PromptGemmEnds, AreThoseOfTheKernelsThatWouldFollow) {
+  std::mt19937 random(12);
+  const Stream stream;
+  constexpr int kMaxRows = 700, kPositions = 900;
+  for (const auto& [columns, heads, kv_heads, head_dim, intermediate] :
+       {std::tuple{96, 2, 1, 128, 96}, std::tuple{72, 1, 1, 256, 1000}, std::tuple{64, 4, 2, 64, 32},
+        std::tuple{2304, 8, 4, 256, 9216}, std::tuple{1024, 4, 2, 128, 2048}}) {
+    Gemm gemm(kMaxRows);
+    const int width = (heads + 2 * kv_heads) * head_dim;
+    const auto in = random_bf16(z(kMaxRows) * columns, random);
+    const Buffer<Bf16> in_gpu(in), gate_up(random_bf16(2 * z(intermediate) * columns, random, 0.1f)),
+        qkv(random_bf16(z(width) * columns, random, 0.1f));
+    const Buffer<float> scratch(std::max(2 * z(intermediate), z(width)) * kMaxRows);
+    std::vector<int> positions(kMaxRows);
+    for (int& position : positions) position = static_cast<int>(random() % kPositions);
+    std::vector<float2> turns(z(kPositions) * head_dim / 2);
+    for (std::size_t i = 0; i < turns.size(); ++i)
+      turns[i] = {std::cos(static_cast<float>(i)), std::sin(static_cast<float>(i))};
+    const Buffer<int> position(positions);
+    const Buffer<float2> table(turns);
 
-TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) {
-  expect_products<float>(GetParam().first, GetParam().second);
+    for (const int rows : {kMaxRows, 1, 64, 129, 512}) {
+      const auto where = std::to_string(rows) + " rows, " + std::to_string(columns) + " columns, ";
+      const auto expect_all = [&](const auto& product, const auto& launch, const Buffer<Bf16>& weights,
+                                  std::vector<const Buffer<Bf16>*> out,
+                                  const std::vector<std::vector<Bf16>>& expected) {
+        launch();
+        for (std::size_t i = 0; i < out.size(); ++i) {
+          EXPECT_TRUE(same_bits<Bf16>(out[i]->download(), expected[i])) << where << "result " << i;
+          EXPECT_TRUE(out[i]->has_clean_rest());
+        }
+        using Product = std::decay_t<decltype(product)>;
+        if (!has_wgmma()) return;
+        for (const int tile : wgmma_tiles<Product>()) {
+          if constexpr (std::is_same_v<Product, RopeProduct>) {
+            if (head_dim % tile != 0) continue;
+          }
+          for (const Buffer<Bf16>* buffer : out) buffer->poison();
+          launch_wgmma_product(product, in_gpu.get(), weights.get(), rows, columns, tile, stream);
+          for (std::size_t i = 0; i < out.size(); ++i) {
+            EXPECT_TRUE(same_bits<Bf16>(out[i]->download(), expected[i]))
+                << where << "result " << i << " in tiles of " << tile;
+            EXPECT_TRUE(out[i]->has_clean_rest());
+          }
+        }
+      };
+
+      const Buffer<Bf16> activated(z(rows) * intermediate);
+      gemm.multiply(scratch.get(), in_gpu.get(), gate_up.get(), rows, 2 * intermediate, columns, stream);
+      launch_activation(scratch.get(), rows, intermediate, activated.get(), stream);
+      const auto expected = activated.download();
+      activated.poison();
+      expect_all(GegluProduct{activated.get(), intermediate},
+                 [&] {
+                   gemm.multiply_geglu(activated.get(), in_gpu.get(), gate_up.get(), rows, intermediate, columns,
+                                       scratch.get(), stream);
+                 },
+                 gate_up, {&activated}, {expected});
+
+      const Buffer<Bf16> q(z(rows) * heads * head_dim), k(z(rows) * kv_heads * head_dim),
+          v(z(rows) * kv_heads * head_dim);
+      const RopeOutput output{position.get(), table.get(), 0.3f, heads, kv_heads, head_dim, q.get(), k.get(), v.get()};
+      gemm.multiply(scratch.get(), in_gpu.get(), qkv.get(), rows, width, columns, stream);
+      launch_rope(scratch.get(), output, rows, stream);
+      const std::vector<std::vector<Bf16>> turned{q.download(), k.download(), v.download()};
+      for (const Buffer<Bf16>* buffer : {&q, &k, &v}) buffer->poison();
+      expect_all(
+          RopeProduct{output},
+          [&] { gemm.multiply_qkv(output, in_gpu.get(), qkv.get(), rows, columns, scratch.get(), stream); }, qkv,
+          {&q, &k, &v}, turned);
+    }
+  }
 }
-
-TEST_P(PromptGemm, RoundsToBf16) { expect_products<Bf16>(GetParam().first, GetParam().second); }
 
 // --- graphs ---
 
@@ -778,6 +887,7 @@ TEST(PromptKernels, CanBeCapturedInAGraph) {
   const Buffer<float2> table(std::vector<float2>(kRows * kHeadDim / 2, float2{0.8f, 0.6f}));
   const Buffer<PromptSequence> sequences(std::vector<PromptSequence>{{0, kRows, 0, 0, 0}});
 
+  const bool is_hopper = has_wgmma();
   const auto run = [&](bool is_captured) {
     const Buffer<float> x(kRows * kHidden), qkv(kRows * kWidth);
     const Buffer<Bf16> h(kRows * kHidden), q(kRows * kHeads * kHeadDim), k(kRows * kHeadDim), v(kRows * kHeadDim),
@@ -791,10 +901,10 @@ TEST(PromptKernels, CanBeCapturedInAGraph) {
     launch_embed(token.get(), embed.get(), 2, kRows, kHidden, x.get(), stream);
     launch_normalize(x.get(), nullptr, norm.get(), 1e-6f, kRows, kHidden, h.get(), stream);
     gemm.multiply(qkv.get(), h.get(), weights.get(), kRows, kWidth, kHidden, stream);
-    launch_rope(qkv.get(), position.get(), table.get(), 0.1f, kRows, kHeads, 1, kHeadDim, q.get(), k.get(), v.get(),
+    launch_rope(qkv.get(), {position.get(), table.get(), 0.1f, kHeads, 1, kHeadDim, q.get(), k.get(), v.get()}, kRows,
                 stream);
-    launch_prompt_attention({kHeads, 50, 50, q.get(), k.get(), v.get(), cache, sequences.get(), out.get()}, 1, kRows,
-                            stream);
+    launch_prompt_attention({kHeads, 50, 50, q.get(), k.get(), v.get(), cache, sequences.get(), out.get(), is_hopper},
+                            1, kRows, stream);
     launch_kv_commit(k.get(), v.get(), cache, sequences.get(), 1, kRows, stream);
     if (is_captured) {
       check_cuda(cudaStreamEndCapture(stream, &graph));

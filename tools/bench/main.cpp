@@ -218,7 +218,7 @@ int main(int argc, char** argv) {
   app.add_option("-n,--tokens", options.tokens, "tokens to decode")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 2048)")
+  app.add_option("--chunk", options.chunk, "rows of a prompt read at once (default: 512, on a GPU 4096)")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--repeats", options.repeats, "how often a prompt is measured")
       ->check(CLI::Range(1, 1000))

@@ -136,7 +136,7 @@ Timings summarize(std::vector<double> seconds) {
   return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
 }
 
-int chunk_of(const BenchDevice& bench) { return bench.chunk > 0 ? bench.chunk : bench.is_gpu ? 2048 : 512; }
+int chunk_of(const BenchDevice& bench) { return bench.chunk > 0 ? bench.chunk : bench.is_gpu ? 4096 : 512; }
 
 KvType kv_type_of(const BenchDevice& bench) { return bench.is_gpu ? KvType::kBf16 : KvType::kF32; }
 

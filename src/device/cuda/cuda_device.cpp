@@ -20,7 +20,7 @@ namespace gemma::cuda {
 namespace {
 
 constexpr int kMaxLogitRows = 128;  // of a prompt; 131 MB of logits at 256,000 tokens
-constexpr int kTypicalRows = 2048;  // that algorithms of matrix products are chosen for; whatever --chunk says
+constexpr int kTypicalRows = 2048;  // that cuBLASLt's algorithms are chosen for; whatever --chunk says
 constexpr int kMaxDecodeRows = 64;  // generated rows of a step, where there are fewer sequences than that
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -60,14 +60,14 @@ struct Sizes {
   int group_rows;   // of them, those of one launch
   int max_pages, max_blocks, groups_of_blocks;
   std::size_t rope, rings, pages;
-  std::size_t prompt_inputs, x, normed, qkv, q, kv, attended, projected, gate_up, activated;
+  std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
   std::size_t decode_inputs, decode_normalized, decode_exchange, decode_qkv, partials, partial_sums, group_partials,
       group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
   std::size_t cache_bytes() const { return 2 * (rings + pages); }
   std::size_t work_bytes() const {
-    return 8 * rope + 4 * prompt_inputs + 4 * (x + qkv + projected + gate_up) +
+    return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
            2 * (normed + q + 2 * kv + attended + activated) +
            4 * (decode_inputs + decode_qkv + partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) +
            (2 + 2 * 4) * decode_normalized + 8 * decode_exchange +
@@ -79,7 +79,7 @@ struct Sizes {
   std::size_t attended_width, activated_width, hidden;
 };
 
-Sizes plan_sizes(const Config& config, const CudaOptions& options) {
+Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& gemm) {
   const KvLayout& kv = options.kv;
   Sizes s{};
   s.decode_rows = std::max(kv.rings, std::min(options.max_rows, kMaxDecodeRows));
@@ -96,10 +96,10 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options) {
   const std::size_t logit_rows = size(std::min(options.max_rows, kMaxLogitRows));
   s.prompt_inputs = 2 * rows + size(kv.rings) * (sizeof(PromptSequence) / sizeof(int) + size(s.max_pages)) + logit_rows;
   s.x = s.projected = s.normed = rows * size(config.hidden_size);
-  s.qkv = rows * size(config.qkv_size());
+  s.scratch = std::max(gemm.qkv_scratch(options.max_rows, config.head_dim, config.qkv_size()),
+                       gemm.geglu_scratch(options.max_rows, config.intermediate_size));
   s.q = s.attended = rows * size(config.query_size());
   s.kv = rows * size(config.kv_size());
-  s.gate_up = rows * 2 * size(config.intermediate_size);
   s.activated = rows * size(config.intermediate_size);
 
   const std::size_t decode_rows = size(s.decode_rows);
@@ -126,9 +126,9 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options) {
 
 /// Refuses before anything is allocated what does not fit.
 /// @return bytes of weights, cache and work space
-std::size_t check_memory(const Model& model, const CudaOptions& options) {
+std::size_t check_memory(const Model& model, const CudaOptions& options, const Gemm& gemm) {
   check_shape(model, options.kv);
-  const Sizes sizes = plan_sizes(model.config, options);
+  const Sizes sizes = plan_sizes(model.config, options, gemm);
   const std::size_t weights = DeviceWeights::bytes(model);
   const std::size_t needed = weights + sizes.cache_bytes() + sizes.work_bytes();
   std::size_t available = 0, total = 0;
@@ -167,11 +167,11 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
       layout_(options.kv),
       max_rows_(options.max_rows),
       logit_rows_(std::min(options.max_rows, kMaxLogitRows)),
-      planned_bytes_(check_memory(model, options)),
+      gemm_(kTypicalRows),
+      planned_bytes_(check_memory(model, options, gemm_)),
       description_(describe(options.ordinal)),
-      weights_(model),
-      gemm_(kTypicalRows) {
-  const Sizes sizes = plan_sizes(config_, options);
+      weights_(model) {
+  const Sizes sizes = plan_sizes(config_, options, gemm_);
   max_pages_ = sizes.max_pages;
   max_blocks_ = sizes.max_blocks;
   group_rows_ = sizes.group_rows;
@@ -194,9 +194,8 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   pages_ = Buffer<__nv_bfloat16>(sizes.pages);
   prompt_inputs_ = Buffer<int>(sizes.prompt_inputs);
   x_ = Buffer<float>(sizes.x);
-  qkv_ = Buffer<float>(sizes.qkv);
   projected_ = Buffer<float>(sizes.projected);
-  gate_up_ = Buffer<float>(sizes.gate_up);
+  scratch_ = Buffer<float>(sizes.scratch);
   normed_ = Buffer<__nv_bfloat16>(sizes.normed);
   q_ = Buffer<__nv_bfloat16>(sizes.q);
   k_ = Buffer<__nv_bfloat16>(sizes.kv);
@@ -478,11 +477,17 @@ void CudaDevice::qkv(const Batch& /*batch*/, int layer) {
   if (layer == 0)
     launch_normalize(x_.data(), nullptr, weights.attention_norm, eps, prompt_rows_, config_.hidden_size, normed_.data(),
                      stream_);
-  gemm_.multiply(qkv_.data(), normed_.data(), weights.qkv.weights, prompt_rows_, config_.qkv_size(),
-                 config_.hidden_size, stream_);
-  launch_rope(qkv_.data(), prompt_inputs_.data() + max_rows_, rope_.data(),
-              static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar)), prompt_rows_, config_.heads,
-              config_.kv_heads, config_.head_dim, q_.data(), k_.data(), v_.data(), stream_);
+  const RopeOutput output{.position = prompt_inputs_.data() + max_rows_,
+                          .rope = rope_.data(),
+                          .query_scale = static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar)),
+                          .heads = config_.heads,
+                          .kv_heads = config_.kv_heads,
+                          .head_dim = config_.head_dim,
+                          .q = q_.data(),
+                          .k = k_.data(),
+                          .v = v_.data()};
+  gemm_.multiply_qkv(output, normed_.data(), weights.qkv.weights, prompt_rows_, config_.hidden_size, scratch_.data(),
+                     stream_);
 }
 
 void CudaDevice::attend(const Batch& /*batch*/, int layer) {
@@ -496,6 +501,7 @@ void CudaDevice::attend(const Batch& /*batch*/, int layer) {
   attention.v = v_.data();
   attention.sequences = prompt_sequence_table();
   attention.out = attended_.data();
+  attention.uses_wgmma = gemm_.uses_wgmma();
   launch_prompt_attention(attention, prompt_sequences_, longest_sequence_, stream_);
   launch_kv_commit(k_.data(), v_.data(), attention.cache, attention.sequences, prompt_sequences_, longest_sequence_,
                    stream_);
@@ -514,9 +520,8 @@ void CudaDevice::mlp(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
   const bool is_last = layer + 1 == config_.layer_count();
   const float* next_norm = is_last ? nullptr : weights_.layers()[size(layer) + 1].attention_norm;
-  gemm_.multiply(gate_up_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_, 2 * config_.intermediate_size,
-                 config_.hidden_size, stream_);
-  launch_activation(gate_up_.data(), prompt_rows_, config_.intermediate_size, activated_.data(), stream_);
+  gemm_.multiply_geglu(activated_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_,
+                       config_.intermediate_size, config_.hidden_size, scratch_.data(), stream_);
   gemm_.multiply(projected_.data(), activated_.data(), weights.down.weights, prompt_rows_, config_.hidden_size,
                  config_.intermediate_size, stream_);
   launch_add_normalized(projected_.data(), weights.mlp_post_norm, next_norm, static_cast<float>(config_.rms_norm_eps),

@@ -18,8 +18,8 @@
 
 namespace gemma::cuda {
 
-/// Gemma 2 on an NVIDIA GPU. Prompt rows go through the seven steps one kernel after the other, with matrix products by
-/// cuBLASLt; generated rows go through decode_at_once, one persistent kernel for all steps (kernels/decode.cu).
+/// Gemma 2 on an NVIDIA GPU. Prompt rows go through the seven steps one kernel after the other; generated rows go
+/// through decode_at_once, one persistent kernel for all steps (kernels/decode.cu).
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Model& model, const CudaOptions& options);
@@ -89,6 +89,7 @@ class CudaDevice final : public Device {
   int max_blocks_ = 0;
   int decode_rows_ = 0;  // generated rows that a step may have
   int group_rows_ = 0;   // of them, those that one launch takes
+  Gemm gemm_;
   std::size_t planned_bytes_;
   std::string description_;
 
@@ -97,11 +98,11 @@ class CudaDevice final : public Device {
   Buffer<DecodeLayer> decode_layers_;
   Buffer<float2> rope_;
   Buffer<__nv_bfloat16> rings_, pages_;
-  Gemm gemm_;
 
   // Prompt rows.
   Buffer<int> prompt_inputs_;  // tokens, positions, sequences, page table, rows of which logits are wanted
-  Buffer<float> x_, qkv_, projected_, gate_up_;
+  Buffer<float> x_, projected_;
+  Buffer<float> scratch_;  // queries, keys and values, or gate and up, where products do not end with what follows
   Buffer<__nv_bfloat16> normed_, q_, k_, v_, attended_, activated_;
   int prompt_rows_ = 0;
   std::vector<int> prompt_row_of_;  // index among the prompt rows of each row of the batch, or -1

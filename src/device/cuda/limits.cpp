@@ -59,10 +59,11 @@ void fill_randomly(const Buffer<__nv_bfloat16>& matrix) {
 double multiply_rate(const Stream& stream) {
   constexpr int kSize = 8192;
   constexpr std::size_t kElements = std::size_t{kSize} * kSize;
-  const Buffer<__nv_bfloat16> in(kElements), weights(kElements), out(kElements);
+  const Buffer<__nv_bfloat16> in(kElements), weights(kElements);
+  const Buffer<float> out(kElements);
   fill_randomly(in);
   fill_randomly(weights);
-  Gemm gemm(kSize);
+  Gemm gemm(kSize, /*uses_wgmma=*/false);
   const double seconds =
       fastest(stream, [&] { gemm.multiply(out.data(), in.data(), weights.data(), kSize, kSize, kSize, stream); });
   return 2.0 * kSize * kElements / seconds;
