@@ -51,12 +51,10 @@ struct LineEditor::State {
   bool is_interrupted = false;
 
  private:
-  template <typename... Arguments>
-  void bind(const char* key, Arguments... arguments) {
-    el_set(editor.get(), EL_BIND, key, arguments..., nullptr);
-  }
-  void add_key(const char* key, const char* name, unsigned char (*function)(EditLine*, int)) {
-    el_set(editor.get(), EL_ADDFN, name, name, function);
+  // With wide names: of the others libedit makes copies that it never frees.
+  void bind(const wchar_t* key, const wchar_t* name) { el_wset(editor.get(), EL_BIND, key, name, nullptr); }
+  void add_key(const wchar_t* key, const wchar_t* name, unsigned char (*function)(EditLine*, int)) {
+    el_wset(editor.get(), EL_ADDFN, name, name, function);
     bind(key, name);
   }
 
@@ -89,13 +87,13 @@ LineEditor::State::State() {
 
   // As keys instead of signals, Ctrl-C and Ctrl-Z cannot come at a wrong moment.
   el_set(editor.get(), EL_SETTY, "-d", "-isig", nullptr);
-  add_key("^C", "gemma-interrupt", &State::interrupt);
-  add_key("^Z", "gemma-suspend", &State::suspend);
-  add_key("\\e[200~", "gemma-paste", &State::paste);
-  add_key("\\e^J", "gemma-break-line", &State::break_line);
-  bind("\\e^M", "gemma-break-line");
-  bind("\\e[1;5D", "ed-prev-word");
-  bind("\\e[1;5C", "em-next-word");
+  add_key(L"^C", L"gemma-interrupt", &State::interrupt);
+  add_key(L"^Z", L"gemma-suspend", &State::suspend);
+  add_key(L"\\e[200~", L"gemma-paste", &State::paste);
+  add_key(L"\\e^J", L"gemma-break-line", &State::break_line);
+  bind(L"\\e^M", L"gemma-break-line");
+  bind(L"\\e[1;5D", L"ed-prev-word");
+  bind(L"\\e[1;5C", L"em-next-word");
 }
 
 void LineEditor::State::mark_pastes(bool is_on) const {
