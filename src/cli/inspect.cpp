@@ -36,7 +36,7 @@ Inspection inspect(const EngineOptions& options) {
     throw Error("the window can only be narrowed: this model's is " + std::to_string(config.window) + ", not " +
                 std::to_string(options.window));
   }
-  seen.tensors = model_file_tensors(config, seen.model.weights.embed.type, seen.model.tokenizer.size()).size();
+  seen.tensors = model_file_tensors(config, seen.model.weights.types(), seen.model.tokenizer.size()).size();
   seen.context = options.context != 0 ? options.context : config.context;
   seen.window = options.window != 0 ? options.window : config.window;
   seen.kv_type = options.cache == CacheType::kBf16 ? KvType::kBf16 : KvType::kF32;

@@ -30,6 +30,7 @@ constexpr std::size_t kBlocksAhead = 3;                         // being read an
 // Whole rows of one source tensor, the unit in which weights stream through memory. (Quantised types will encode a row
 // in groups, which is why rows are not cut.)
 struct Block {
+  std::string tensor;  // of the .gemma file
   const HfTensor* source = nullptr;
   DType target = DType::kBf16;
   std::int64_t first_row = 0;
@@ -76,10 +77,10 @@ struct Planner {
   std::set<std::string>& used;
 
   void operator()(const std::string& weight, const Matrix&, int rows, int columns) const {
-    for (const Part& part : parts_of(weight, rows, config)) add(find(part.name, {part.rows, columns}), DType::kBf16);
+    for (const Part& part : parts_of(weight, rows, config)) add(weight, find(part.name, {part.rows, columns}), DType::kBf16);
   }
   void operator()(const std::string& weight, std::span<const float>, int size) const {
-    add(find(parts_of(weight, size, config).front().name, {size}), DType::kF32);
+    add(weight, find(parts_of(weight, size, config).front().name, {size}), DType::kF32);
   }
 
   const HfTensor& find(const std::string& name, const std::vector<std::int64_t>& shape) const {
@@ -102,12 +103,12 @@ struct Planner {
     return found->second;
   }
 
-  void add(const HfTensor& source, DType target) const {
+  void add(const std::string& weight, const HfTensor& source, DType target) const {
     const std::int64_t rows = source.info.shape.front();
     const std::int64_t columns = source.info.shape.size() == 2 ? source.info.shape.back() : 1;
     const std::int64_t step = std::max<std::int64_t>(1, kBlockElements / columns);
     for (std::int64_t row = 0; row < rows; row += step) {
-      blocks.push_back({&source, target, row, std::min(step, rows - row), columns});
+      blocks.push_back({weight, &source, target, row, std::min(step, rows - row), columns});
     }
   }
 };
@@ -200,7 +201,7 @@ Conversion convert_directory(const ConvertOptions& options) {
   const nlohmann::json config_json = read_json_file(config_path);
 
   Metadata metadata;
-  metadata.type = options.type;
+  metadata.types = {options.type, options.type};
   metadata.config = config_from_hf(config_json, in_quotes(config_path.native()));
   metadata.config.name = options.output.stem().string();
   metadata.defaults = read_generation_defaults(options.source, config_json);
@@ -223,17 +224,18 @@ Conversion convert_directory(const ConvertOptions& options) {
   ModelFileWriter writer(options.output, metadata, tokenizer_model.size());
   std::deque<std::future<std::vector<std::byte>>> ahead;
   std::uint64_t done = 0;
+  std::size_t written = 0;
   for (std::size_t next = 0; next < blocks.size() || !ahead.empty();) {
     for (; next < blocks.size() && ahead.size() < kBlocksAhead; ++next) {
       ahead.push_back(std::async(std::launch::async, prepare, blocks[next]));
     }
     const std::vector<std::byte> bytes = ahead.front().get();
     ahead.pop_front();
-    writer.append(bytes);
+    writer.append(blocks[written++].tensor, bytes);
     done += bytes.size();
     if (options.progress && !options.progress(done, writer.size())) throw Error("the conversion was interrupted");
   }
-  writer.append(std::as_bytes(std::span(tokenizer_model)));
+  writer.append("tokenizer", std::as_bytes(std::span(tokenizer_model)));
   writer.finish();
   return {metadata.config, metadata.defaults, writer.size()};
 }
