@@ -6,16 +6,23 @@
 #include <numbers>
 
 #include "device/attention_mask.h"
+#include "model/dequantise.h"
 
 namespace gemma::naive {
 namespace {
+
+std::vector<float> row_of(const Matrix& matrix, int index) {
+  std::vector<float> row(static_cast<std::size_t>(matrix.columns));
+  dequantise(matrix, index, row);
+  return row;
+}
 
 Vector multiply(const Matrix& matrix, const Vector& x) {
   Vector y;
   for (int row = 0; row < matrix.rows; ++row) {
     double sum = 0;
-    const std::span<const bf16> weights = matrix.row(row);
-    for (std::size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(to_float(weights[i])) * x[i];
+    const std::vector<float> weights = row_of(matrix, row);
+    for (std::size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(weights[i]) * x[i];
     y.push_back(sum);
   }
   return y;
@@ -115,8 +122,8 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
   Vectors x;
   for (int token : tokens) {
     Vector& embedding = x.emplace_back();
-    for (bf16 value : weights.embed.row(token))
-      embedding.push_back(static_cast<double>(to_float(value)) * config.embedding_scale());
+    for (float value : row_of(weights.embed, token))
+      embedding.push_back(static_cast<double>(value) * config.embedding_scale());
   }
 
   for (int layer = 0; layer < config.layer_count(); ++layer) {

@@ -134,8 +134,14 @@ double prompt_flop(const Config& config, int window, int tokens) {
   return 2.0 * static_cast<double>(config.other_parameters()) * tokens + attention;
 }
 
+/// What gemma-convert makes of a type: the embedding, which is also the head, is at least q8.
+WeightTypes types_of(WeightType type) {
+  return {.layers = type, .embed = type == WeightType::kBf16 ? WeightType::kBf16 : WeightType::kQ8};
+}
+
 int run(const Options& options) {
-  const Model model = !options.shape.empty()   ? random_model(config_of_shape(options.shape), 1, /*cheap=*/true)
+  const Model model = !options.shape.empty()   ? random_model(config_of_shape(options.shape), 1, /*cheap=*/true,
+                                                              types_of(parse_weight_type(options.type)))
                       : !options.model.empty() ? load_model(options.model)
                                                : load_demo_model();
   const Config& config = model.config;
@@ -232,7 +238,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"2b", "9b", "27b"}))
       ->excludes(model);
   app.add_option("--type", options.type, "type of the random weights")
-      ->check(CLI::IsMember({"bf16"}))
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}))
       ->capture_default_str();
   app.add_option("--device", options.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
