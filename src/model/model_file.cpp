@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "gemma/error.h"
+#include "model/check_scales.h"
 #include "model/hash.h"
 #include "model/input_file.h"
 #include "model/mapped_file.h"
@@ -200,6 +201,7 @@ Verification verify_model_file(const std::filesystem::path& path,
     }
     if (hasher.digits() != opened.metadata.hashes.at(tensor.name)) result.damaged_tensors.push_back(tensor.name);
   }
+  if (result.damaged_tensors.empty()) check_scales(load_model(path));
   return result;
 }
 

@@ -56,7 +56,7 @@ struct Verification {
 };
 
 /// @param progress  called now and then with bytes done and bytes in all; may be empty.
-/// @throws Error if the file cannot be opened as a model at all.
+/// @throws Error if the file cannot be opened as a model at all, or was written with scales that are not finite.
 Verification verify_model_file(const std::filesystem::path& path,
                                const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 

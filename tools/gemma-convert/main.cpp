@@ -30,31 +30,43 @@ void catch_signals() {
   for (const int signal : {SIGPIPE, SIGXFSZ}) sigaction(signal, &action, nullptr);
 }
 
+std::string text_of(gemma::WeightTypes types) {
+  std::string text(gemma::name_of(types.layers));
+  if (types.embed != types.layers) text.append(" with the embedding in ").append(gemma::name_of(types.embed));
+  return text;
+}
+
 void report(const gemma::Conversion& made, const gemma::ConvertOptions& options) {
   const gemma::Config& config = made.config;
   std::fprintf(
       stderr, "%s: %.1f million parameters in %d layers (%d local with a window of %d, %d global), %s, %.1f MB, %s\n",
       options.output.c_str(), static_cast<double>(config.embedding_parameters() + config.other_parameters()) * 1e-6,
       config.layer_count(), config.local_layer_count(), config.window, config.global_layer_count(),
-      std::string(gemma::name_of(options.type)).c_str(), static_cast<double>(made.bytes) * 1e-6,
+      text_of(options.types).c_str(), static_cast<double>(made.bytes) * 1e-6,
       made.defaults.is_chat ? "for chat" : "for completion");
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Makes a .gemma file from the Hugging Face directory of a Gemma 2 model.", "gemma-convert");
+  CLI::App app("Makes a .gemma file from the Hugging Face directory of a Gemma 2 model, or from a .gemma file in bf16.",
+               "gemma-convert");
   app.set_version_flag("--version", "gemma-convert " GEMMA_VERSION);
   gemma::ConvertOptions options;
   std::string type = "bf16";
+  std::string embed_type;
   bool is_chat = false;
   bool is_raw = false;
   bool is_quiet = false;
   app.add_option("SOURCE", options.source,
-                 "directory with config.json, tokenizer.model and model.safetensors or its shards and index")
+                 "directory with config.json, tokenizer.model and model.safetensors or its shards and index; "
+                 "or a .gemma file in bf16")
       ->required();
   app.add_option("-o,--output", options.output, "the file to make; replaced if it exists")->required();
-  app.add_option("--type", type, "how weights are stored; bf16 is the only type of this version")
-      ->check(CLI::IsMember({"bf16"}))
+  app.add_option("--type", type, "how weights are stored: bf16, q8 (8.5 bits a weight) or q4 (4.625 bits)")
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}))
       ->capture_default_str();
+  app.add_option("--embed-type", embed_type,
+                 "how the embedding is stored, which is also the head (default: q8 with --type q8 and q4, else bf16)")
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}));
   CLI::Option* chat = app.add_flag("--chat", is_chat,
                                    "the model is instruction-tuned (default: whether the source has a chat template)");
   app.add_flag("--raw", is_raw, "the model completes text (default: whether the source has no chat template)")
@@ -66,7 +78,10 @@ int run(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : kWrongUsage;
   }
 
-  options.type = gemma::parse_weight_type(type);
+  options.types.layers = gemma::parse_weight_type(type);
+  const bool is_quantised = options.types.layers != gemma::WeightType::kBf16;
+  if (embed_type.empty()) embed_type = is_quantised ? "q8" : "bf16";
+  options.types.embed = gemma::parse_weight_type(embed_type);
   if (is_chat || is_raw) options.is_chat = is_chat;
   catch_signals();
   gemma::Conversion made;
