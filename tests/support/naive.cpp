@@ -64,9 +64,18 @@ Vector rotate(Vector x, int position, int head_dim, double theta) {
   return x;
 }
 
-Vector rounded(Vector x, KvType type) {
-  if (type == KvType::kF32) return x;
-  for (double& value : x) value = to_float(to_bf16(static_cast<float>(value)));
+Vector rounded(Vector x, int head_dim, KvType type) {
+  if (type == KvType::kBf16) {
+    for (double& value : x) value = to_float(to_bf16(static_cast<float>(value)));
+  }
+  if (type == KvType::kQ8) {
+    for (std::size_t head = 0; head < x.size(); head += static_cast<std::size_t>(head_dim)) {
+      const std::span<double> values(&x[head], static_cast<std::size_t>(head_dim));
+      double max = 0;
+      for (double value : values) max = std::max(max, std::abs(value));
+      for (double& value : values) value = max == 0 ? 0 : std::nearbyint(value * 127 / max) * max / 127;
+    }
+  }
   return x;
 }
 
@@ -136,8 +145,10 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
                          config.rope_theta));
       for (double& value : q.back()) value /= std::sqrt(config.query_pre_attn_scalar);
       const Vector key = part(qkv, config.query_size(), config.kv_size());
-      k.push_back(rounded(rotate(key, position, config.head_dim, config.rope_theta), departures.cache));
-      v.push_back(rounded(part(qkv, config.query_size() + config.kv_size(), config.kv_size()), departures.cache));
+      k.push_back(
+          rounded(rotate(key, position, config.head_dim, config.rope_theta), config.head_dim, departures.cache));
+      v.push_back(rounded(part(qkv, config.query_size() + config.kv_size(), config.kv_size()), config.head_dim,
+                          departures.cache));
     }
 
     Attention attention;

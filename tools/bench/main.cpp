@@ -114,7 +114,8 @@ class Runner {
 std::uint64_t decode_bytes(const Model& model, int window, int context, KvType type) {
   std::uint64_t bytes = model.weights.bytes();
   if (!model.config.is_embedding_tied) bytes -= model.weights.embed.bytes();
-  const std::uint64_t position = 2 * bytes_of(type) * static_cast<std::uint64_t>(model.config.kv_size());
+  const std::uint64_t position =
+      2 * head_bytes(type, model.config.head_dim) * static_cast<std::uint64_t>(model.config.kv_heads);
   bytes += position * static_cast<std::uint64_t>(model.config.local_layer_count()) *
            static_cast<std::uint64_t>(std::min(window, context));
   bytes +=

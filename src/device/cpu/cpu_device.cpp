@@ -53,7 +53,7 @@ int check_memory(const Config& config, const CpuOptions& options) {
   if (cache + work > available) {
     throw OutOfMemory("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) +
                       " of memory, but only " + gibibytes(available) +
-                      " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type bf16)" +
+                      " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type q8)" +
                       " or smaller chunks (--chunk).");
   }
   return options.max_rows;
