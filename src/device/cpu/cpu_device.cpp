@@ -79,6 +79,7 @@ int rows_before_overwriting(const KvLayout& layout, int position) {
 CpuDevice::CpuDevice(const Model& model, const CpuOptions& options)
     : model_(model),
       config_(model_.config),
+      observe_input_(options.observe_input),
       max_rows_(check_memory(config_, options)),
       max_logit_rows_(logit_rows(config_, max_rows_)),
       pool_(options.threads > 0 ? options.threads : usable_cores()),
@@ -166,7 +167,12 @@ void CpuDevice::multiply(const Matrix& weights, const ProductInputs& x, int rows
 void CpuDevice::normalise(int row, std::span<const float> norm, const Matrix& weights, int to) {
   rms_norm({x_.row(row), static_cast<std::size_t>(config_.hidden_size)}, norm, static_cast<float>(config_.rms_norm_eps),
            normed_.row(to));
-  normed_.prepare(to, weights.type);
+  prepare(normed_, to, weights);
+}
+
+void CpuDevice::prepare(ProductInputs& x, int row, const Matrix& weights) {
+  if (observe_input_) observe_input_(weights, row, {x.row(row), static_cast<std::size_t>(weights.columns)});
+  x.prepare(row, weights.type);
 }
 
 void CpuDevice::add_projected(int rows, std::span<const float> weight) {
@@ -337,7 +343,7 @@ void CpuDevice::make_parts(int count) {
 void CpuDevice::attention_out(const Batch& batch, int layer) {
   const LayerWeights& weights = model_.weights.layers[static_cast<std::size_t>(layer)];
   const int rows = static_cast<int>(batch.rows.size());
-  pool_.run(rows, [&](int row, int) { attended_.prepare(row, weights.attention_out.type); });
+  pool_.run(rows, [&](int row, int) { prepare(attended_, row, weights.attention_out); });
   multiply(weights.attention_out, attended_, rows, projected_);
   add_projected(rows, weights.attention_post_norm);
 }
@@ -358,7 +364,7 @@ void CpuDevice::mlp(const Batch& batch, int layer) {
                    for (int i = 0; i < part; ++i)
                      geglu(scratch.gate.row(i), scratch.up.row(i), count, gated_.row(row + i) + output);
                  });
-  pool_.run(rows, [&](int row, int) { gated_.prepare(row, weights.down.type); });
+  pool_.run(rows, [&](int row, int) { prepare(gated_, row, weights.down); });
   multiply(weights.down, gated_, rows, projected_);
   add_projected(rows, weights.mlp_post_norm);
 }

@@ -86,6 +86,8 @@ class CpuDevice final : public Device {
 
   /// RMSNorm of one row of x into one of the inputs of a product with `weights`.
   void normalise(int row, std::span<const float> norm, const Matrix& weights, int to);
+  /// Makes a row, which holds floats, ready for a product with `weights`.
+  void prepare(ProductInputs& x, int row, const Matrix& weights);
   void add_projected(int rows, std::span<const float> weight);
 
   void write_to_cache(std::span<const Piece> pieces, int layer);
@@ -102,6 +104,7 @@ class CpuDevice final : public Device {
 
   Model model_;
   const Config& config_;  // of model_
+  decltype(CpuOptions::observe_input) observe_input_;
   int max_rows_;
   int max_logit_rows_;
   ThreadPool pool_;

@@ -36,7 +36,6 @@ struct Avx2Dot {
 struct Avx2 {
   using Eight = int8::Avx2Lanes<Avx2Dot>;
   using Wide = Eight;
-  static constexpr int kRowOutputs = 2;
   static constexpr int kTileRows = 4;
   static constexpr int kFewestTiledRows = 12;
   static constexpr std::uint32_t kCodeFlip = Avx2Dot::kCodeFlip;

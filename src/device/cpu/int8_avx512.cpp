@@ -85,7 +85,6 @@ struct Sixteen {
 struct Avx512 {
   using Eight = gemma::Eight;
   using Wide = Sixteen;
-  static constexpr int kRowOutputs = 4;
   static constexpr int kTileRows = 8;
   static constexpr int kFewestTiledRows = 16;
   static constexpr std::uint32_t kCodeFlip = 0x80;

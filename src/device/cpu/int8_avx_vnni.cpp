@@ -32,7 +32,6 @@ struct AvxVnniDot {
 struct AvxVnni {
   using Eight = int8::Avx2Lanes<AvxVnniDot>;
   using Wide = Eight;
-  static constexpr int kRowOutputs = 2;
   static constexpr int kTileRows = 4;
   static constexpr int kFewestTiledRows = 12;
   static constexpr std::uint32_t kCodeFlip = AvxVnniDot::kCodeFlip;

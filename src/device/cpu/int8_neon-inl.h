@@ -106,7 +106,6 @@ template <typename Dot>
 struct Neon {
   using Eight = NeonEight<Dot>;
   using Wide = NeonFour<Dot>;
-  static constexpr int kRowOutputs = 4;
   static constexpr int kTileRows = 8;
   static constexpr int kFewestTiledRows = 12;
   static constexpr std::uint32_t kCodeFlip = 0;

@@ -67,7 +67,6 @@ struct PortableEight {
 
 struct Portable {
   using Eight = PortableEight;
-  static constexpr int kRowOutputs = 1;
   static constexpr int kTileRows = 0;
 };
 
