@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -137,6 +138,10 @@ struct CpuOptions {
   int threads = 0;   ///< 0: one for each core that this process may use
   int max_rows = 1;  ///< rows that a batch may have
   KvLayout kv;
+
+  /// Called with each input of a matrix product: the matrix, the row of the batch, and [columns] numbers. For different
+  /// rows, from several threads at once. May be empty.
+  std::function<void(const Matrix&, int row, std::span<const float> input)> observe_input = {};
 };
 
 /// The reference device: float32 arithmetic on weights used where they lie.

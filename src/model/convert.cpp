@@ -30,7 +30,8 @@ constexpr unsigned kMostBlocksAhead = 65;  // which keeps memory below 1 GiB on 
 struct Block {
   std::string weight;  // of the .gemma file
   const HfTensor* source = nullptr;
-  std::optional<WeightType> type;  // nullopt: float32, for norms
+  std::optional<WeightType> type;     // nullopt: float32, for norms
+  std::span<const float> importance;  // [columns], or empty
   std::int64_t first_row = 0;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
@@ -42,13 +43,13 @@ using Encoded = std::vector<std::pair<std::string, std::vector<std::byte>>>;
 // Collects the blocks of each weight that is visited, checking that its sources are as the configuration says.
 struct Planner {
   const ConvertSource& source;
-  WeightTypes types;
+  const ConvertOptions& options;
   std::vector<Block>& blocks;
   std::set<std::string>& used;
 
   void operator()(const std::string& weight, const Matrix&, int rows, int columns) const {
     for (const SourcePart& part : source.parts_of(weight, rows)) {
-      add(weight, find(part.tensor, {part.rows, columns}), type_of(weight, types));
+      add(weight, find(part.tensor, {part.rows, columns}), type_of(weight, options.types));
     }
   }
   void operator()(const std::string& weight, std::span<const float>, int size) const {
@@ -79,17 +80,20 @@ struct Planner {
     const std::int64_t rows = tensor.info.shape.front();
     const std::int64_t columns = tensor.info.shape.size() == 2 ? tensor.info.shape.back() : 1;
     const std::int64_t step = std::max<std::int64_t>(1, kBlockElements / columns);
+    const auto known = options.importance.find(weight);
+    std::span<const float> importance;
+    if (known != options.importance.end()) importance = known->second;
     for (std::int64_t row = 0; row < rows; row += step) {
-      blocks.push_back({weight, &tensor, type, row, std::min(step, rows - row), columns});
+      blocks.push_back({weight, &tensor, type, importance, row, std::min(step, rows - row), columns});
     }
   }
 };
 
-std::vector<Block> plan(const ConvertSource& source, WeightTypes types) {
+std::vector<Block> plan(const ConvertSource& source, const ConvertOptions& options) {
   std::vector<Block> blocks;
   std::set<std::string> used;
   Weights weights;
-  visit_weights(source.config, weights, Planner{source, types, blocks, used});
+  visit_weights(source.config, weights, Planner{source, options, blocks, used});
   for (const auto& [name, tensor] : source.tensors) {
     // Old versions of transformers saved this table, which anyone can compute.
     if (used.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
@@ -110,7 +114,8 @@ Encoded encode(const Block& block, std::span<const std::byte> bytes) {
   const std::vector<std::byte> floats = gemma::encode(bytes, from, DType::kF32);
   const int columns = static_cast<int>(block.columns);
   std::vector<std::vector<std::byte>> parts =
-      quantise(*block.type, {reinterpret_cast<const float*>(floats.data()), floats.size() / sizeof(float)}, columns);
+      quantise(*block.type, {reinterpret_cast<const float*>(floats.data()), floats.size() / sizeof(float)}, columns,
+               block.importance);
   Encoded encoded;
   for (const MatrixPart& part : parts_of(*block.type, static_cast<int>(block.rows), columns)) {
     encoded.emplace_back(block.weight + std::string(part.suffix), std::move(parts[encoded.size()]));
@@ -156,7 +161,7 @@ Conversion convert_source(const ConvertOptions& options) {
   metadata.config.name = options.output.stem().string();
   metadata.defaults = source.defaults;
   if (options.is_chat) metadata.defaults.is_chat = *options.is_chat;
-  const std::vector<Block> blocks = plan(source, options.types);
+  const std::vector<Block> blocks = plan(source, options);
 
   ModelFileWriter writer(options.output, metadata, source.tokenizer.size());
   const std::size_t most_ahead = std::clamp(1 + std::thread::hardware_concurrency(), 3u, kMostBlocksAhead);

@@ -3,7 +3,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "model/model.h"
 
@@ -13,6 +16,9 @@ struct ConvertOptions {
   std::filesystem::path source;  ///< a Hugging Face directory, or a .gemma file in bf16
   std::filesystem::path output;  ///< the .gemma file; its stem becomes the model's name
   WeightTypes types;
+  /// What the square of an error counts in each column, by matrix, for those that are quantised and listed; see
+  /// quantise.
+  std::map<std::string, std::vector<float>> importance;
   std::optional<bool> is_chat;  ///< instruction-tuned or not; not set: whether the source has a chat template
   /// Called now and then with the bytes written and the bytes in all; returns false to stop. May be empty.
   std::function<bool(std::uint64_t, std::uint64_t)> progress;

@@ -4,17 +4,25 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "gemma/error.h"
+#include "gemma/tokenizer.h"
 #include "model/convert.h"
+#include "model/input_file.h"
+#include "model/model_file.h"
 #include "progress_bar.h"
+#include "runtime/calibrate.h"
 
 namespace {
 
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 constexpr int kInterrupted = 130;
+constexpr std::uint64_t kMaxTextBytes = std::uint64_t{64} << 20;
 
 volatile std::sig_atomic_t is_interrupted = 0;
 
@@ -46,6 +54,27 @@ void report(const gemma::Conversion& made, const gemma::ConvertOptions& options)
       made.defaults.is_chat ? "for chat" : "for completion");
 }
 
+// Reads the text with the model that is to be quantised.
+std::map<std::string, std::vector<float>> calibrate(const std::filesystem::path& source,
+                                                    const std::filesystem::path& text_file, bool is_quiet) {
+  if (!std::filesystem::is_regular_file(source)) {
+    throw gemma::Error(
+        "--calibrate runs the model, so it needs a .gemma file as its source. Make one first with: "
+        "gemma-convert " +
+        source.string() + " -o FILE");
+  }
+  const gemma::Model model = gemma::load_model(source);
+  const gemma::Tokenizer tokenizer(model.tokenizer);
+  const std::string text = gemma::read_small_file(text_file, kMaxTextBytes);
+  const std::vector<int> tokens = tokenizer.encode(text, gemma::ControlTokens::kParse);
+  if (!is_quiet) std::fprintf(stderr, "Calibrating on %zu tokens of %s\n", tokens.size(), text_file.c_str());
+  gemma::ProgressBar bar(!is_quiet && isatty(STDERR_FILENO) == 1, gemma::ProgressBar::kTokens);
+  return gemma::calibrate(model, tokens, tokenizer.bos(), 0, [&bar](std::uint64_t done, std::uint64_t total) {
+    bar.update(done, total);
+    return is_interrupted == 0;
+  });
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Makes a .gemma file from the Hugging Face directory of a Gemma 2 model, or from a .gemma file in bf16.",
                "gemma-convert");
@@ -53,6 +82,7 @@ int run(int argc, char** argv) {
   gemma::ConvertOptions options;
   std::string type = "bf16";
   std::string embed_type;
+  std::filesystem::path text_file;
   bool is_chat = false;
   bool is_raw = false;
   bool is_quiet = false;
@@ -67,6 +97,9 @@ int run(int argc, char** argv) {
   app.add_option("--embed-type", embed_type,
                  "how the embedding is stored, which is also the head (default: q8 with --type q8 and q4, else bf16)")
       ->check(CLI::IsMember({"bf16", "q8", "q4"}));
+  app.add_option("--calibrate", text_file,
+                 "a text of the kind that the model will read or write, in UTF-8: inputs that are large on it are "
+                 "quantised with more care (SOURCE must be a .gemma file; default: all inputs count the same)");
   CLI::Option* chat = app.add_flag("--chat", is_chat,
                                    "the model is instruction-tuned (default: whether the source has a chat template)");
   app.add_flag("--raw", is_raw, "the model completes text (default: whether the source has no chat template)")
@@ -83,10 +116,15 @@ int run(int argc, char** argv) {
   if (embed_type.empty()) embed_type = is_quantised ? "q8" : "bf16";
   options.types.embed = gemma::parse_weight_type(embed_type);
   if (is_chat || is_raw) options.is_chat = is_chat;
+  if (!text_file.empty() && options.types == gemma::WeightTypes{}) {
+    std::fprintf(stderr, "gemma-convert: --calibrate is for --type q8 and q4\n");
+    return kWrongUsage;
+  }
   catch_signals();
+  if (!text_file.empty()) options.importance = calibrate(options.source, text_file, is_quiet);
   gemma::Conversion made;
   {
-    gemma::ProgressBar bar(!is_quiet && isatty(STDERR_FILENO) == 1);
+    gemma::ProgressBar bar(!is_quiet && isatty(STDERR_FILENO) == 1, gemma::ProgressBar::kBytes);
     options.progress = [&bar](std::uint64_t done, std::uint64_t total) {
       bar.update(done, total);
       return is_interrupted == 0;

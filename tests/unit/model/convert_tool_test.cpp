@@ -86,6 +86,24 @@ TEST(ConvertTool, QuantisesTheEmbeddingTo8BitsUnlessToldOtherwise) {
   EXPECT_EQ(types_for(" --type q4 --embed-type bf16"), (WeightTypes{WeightType::kQ4, WeightType::kBf16}));
 }
 
+TEST(ConvertTool, CalibratesOnATextWithTheModelItself) {
+  const Tool tool(small_config(32));
+  const std::string text = GEMMA_SOURCE_DIR "/tests/golden/calibration.txt";
+  const std::string with_text = " --type q4 --calibrate " + text;
+  EXPECT_EQ(tool.run(tool.source() + " -o " + tool.output() + with_text), 1);
+  EXPECT_THAT(tool.standard_error(), HasSubstr("it needs a .gemma file as its source. Make one first"));
+
+  const std::string bf16 = (tool.folder() / "bf16.gemma").string();
+  ASSERT_EQ(tool.run(tool.source() + " -o " + bf16), 0);
+  EXPECT_EQ(tool.run(bf16 + " -o " + tool.output() + " --calibrate " + text), 2);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + " --type q4"), 0);
+  const std::string plain = read_small_file(tool.output(), 10 << 20);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + with_text), 0) << tool.standard_error();
+  EXPECT_THAT(tool.standard_error(), HasSubstr("Calibrating on "));
+  EXPECT_FALSE(read_small_file(tool.output(), 10 << 20) == plain);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + " --type q4 --calibrate /no/such/text"), 1);
+}
+
 TEST(ConvertTool, TellsWrongUsageFromFailure) {
   const Tool tool;
   for (const std::string& wrong : {std::string(), tool.source(), tool.source() + " -o x --type q9",
