@@ -23,6 +23,7 @@ enum class CacheType {
   kAuto,  ///< float32 on the CPU, bfloat16 on a GPU
   kF32,
   kBf16,
+  kQ8,  ///< 8 bits with a scale for each head and position; on the CPU only
 };
 
 /// What is fixed while an engine lives.

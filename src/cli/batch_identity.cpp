@@ -58,6 +58,8 @@ const char* cache_type(const BatchIdentity& identity) {
       return "f32";
     case CacheType::kBf16:
       return "bf16";
+    case CacheType::kQ8:
+      return "q8";
     case CacheType::kAuto:
       break;
   }

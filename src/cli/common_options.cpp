@@ -22,14 +22,14 @@ std::string check_device(const std::string& name) {
 }
 
 std::string check_cache_type(const std::string& name) {
-  if (name == "auto" || name == "f32" || name == "bf16") return {};
-  if (name == "q8") return "this version cannot keep the cache in q8 yet; choose auto, f32 or bf16";
-  return "'" + name + "' is not a type for the cache; choose auto, f32 or bf16";
+  if (name == "auto" || name == "f32" || name == "bf16" || name == "q8") return {};
+  return "'" + name + "' is not a type for the cache; choose auto, f32, bf16 or q8";
 }
 
 CacheType cache_type(const std::string& name) {
   if (name == "f32") return CacheType::kF32;
   if (name == "bf16") return CacheType::kBf16;
+  if (name == "q8") return CacheType::kQ8;
   return CacheType::kAuto;
 }
 
@@ -68,7 +68,7 @@ void add_cache_options(CLI::App& app, CommonOptions& options) {
       ->group(kModelGroup);
   app.add_option_function<std::string>(
          "--kv-type", [&options](const std::string& name) { options.engine.cache = cache_type(name); },
-         "Cache in f32 or bf16 [auto: f32 on the CPU]")
+         "Cache in f32, bf16 or q8 [auto: f32 on the CPU]")
       ->type_name("TYPE")
       ->check(check_cache_type)
       ->group(kModelGroup);

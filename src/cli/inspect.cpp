@@ -36,16 +36,18 @@ Inspection inspect(const EngineOptions& options) {
     throw Error("the window can only be narrowed: this model's is " + std::to_string(config.window) + ", not " +
                 std::to_string(options.window));
   }
-  seen.tensors = model_file_tensors(config, seen.model.weights.embed.type, seen.model.tokenizer.size()).size();
+  seen.tensors = model_file_tensors(config, seen.model.weights.types(), seen.model.tokenizer.size()).size();
   seen.context = options.context != 0 ? options.context : config.context;
   seen.window = options.window != 0 ? options.window : config.window;
-  seen.kv_type = options.cache == CacheType::kBf16 ? KvType::kBf16 : KvType::kF32;
+  seen.kv_type = options.cache == CacheType::kBf16 ? KvType::kBf16
+                 : options.cache == CacheType::kQ8 ? KvType::kQ8
+                                                   : KvType::kF32;
   seen.cache = kv_bytes(config, seen.window, seen.context, seen.kv_type);
   return seen;
 }
 
 const char* name_of(LayerKind kind) { return kind == LayerKind::kLocal ? "local" : "global"; }
-const char* name_of(KvType type) { return type == KvType::kF32 ? "f32" : "bf16"; }
+const char* name_of(KvType type) { return type == KvType::kF32 ? "f32" : type == KvType::kBf16 ? "bf16" : "q8"; }
 
 Json to_json(const Inspection& seen) {
   Json layers = Json::array();
@@ -62,6 +64,12 @@ Json to_json(const Inspection& seen) {
         {"total_bytes", seen.cache.total()},
         {"without_window_bytes", seen.cache.without_window}}},
   };
+}
+
+std::string text_of(WeightTypes types) {
+  std::string text(name_of(types.layers));
+  if (types.embed != types.layers) text.append(", the embedding in ").append(name_of(types.embed));
+  return text;
 }
 
 std::string order_of(const std::vector<LayerKind>& layers) {
@@ -94,7 +102,8 @@ void print_table(const Inspection& seen) {
   const auto embedding = static_cast<std::uint64_t>(config.embedding_parameters());
   row("parameters", grouped(embedding + static_cast<std::uint64_t>(config.other_parameters())) + ", " +
                         grouped(embedding) + " of them in the embedding");
-  row("weights", with_unit(seen.model.weights.bytes()) + " in bf16, " + number(seen.tensors) + " tensors in the file");
+  row("weights", with_unit(seen.model.weights.bytes()) + " in " + text_of(seen.model.weights.types()) + "; " +
+                     number(seen.tensors) + " tensors in the file");
   out += "\n";
   row("KV cache", "for " + number(seen.context) + " positions in " + name_of(seen.kv_type));
   row("  local", with_unit(seen.cache.local) + " in rings");

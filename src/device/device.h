@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -15,9 +16,17 @@ namespace gemma {
 
 /// How keys and values are kept. Values are rounded to it before any query sees them, so that results do not depend on
 /// how a prompt was cut into chunks.
-enum class KvType : std::uint8_t { kF32, kBf16 };
+enum class KvType : std::uint8_t {
+  kF32,
+  kBf16,
+  kQ8,  ///< int8 with a float32 scale for each head and position: x = scale * code
+};
 
-constexpr std::size_t bytes_of(KvType type) { return type == KvType::kF32 ? 4 : 2; }
+/// Bytes of one head's key or value at one position.
+constexpr std::size_t head_bytes(KvType type, int head_dim) {
+  const auto size = static_cast<std::size_t>(head_dim);
+  return type == KvType::kF32 ? 4 * size : type == KvType::kBf16 ? 2 * size : size + sizeof(float);
+}
 
 /// Positions in a page of a global layer, and keys in a block that attention reduces at once. Blocks are aligned to
 /// absolute positions; rings have a multiple of this many slots, so a block's keys are neighbours in a ring too.
@@ -148,6 +157,10 @@ struct CpuOptions {
   int threads = 0;   ///< 0: one for each core that this process may use
   int max_rows = 1;  ///< rows that a batch may have
   KvLayout kv;
+
+  /// Called with each input of a matrix product: the matrix, the row of the batch, and [columns] numbers. For different
+  /// rows, from several threads at once. May be empty.
+  std::function<void(const Matrix&, int row, std::span<const float> input)> observe_input = {};
 };
 
 /// The reference device: float32 arithmetic on weights used where they lie.

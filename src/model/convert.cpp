@@ -3,88 +3,62 @@
 #include <algorithm>
 #include <deque>
 #include <future>
-#include <map>
-#include <memory>
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "gemma/error.h"
-#include "gemma/tokenizer.h"
+#include "model/convert_source.h"
 #include "model/encode.h"
-#include "model/hf_checkpoint.h"
-#include "model/hf_config.h"
+#include "model/matrix_parts.h"
 #include "model/model_writer.h"
+#include "model/quantise.h"
 #include "model/quote.h"
 #include "model/weight_layout.h"
 
 namespace gemma {
 namespace {
 
-constexpr std::uint64_t kMaxTokenizerBytes = std::uint64_t{256} << 20;
-constexpr std::int64_t kBlockElements = std::int64_t{4} << 20;  // 16 MiB of float32
-constexpr std::size_t kBlocksAhead = 3;                         // being read and encoded while one is written
+constexpr std::int64_t kBlockElements = std::int64_t{1} << 20;  // 4 MiB of float32; one block for each core at once
 
-// Whole rows of one source tensor, the unit in which weights stream through memory. (Quantised types will encode a row
-// in groups, which is why rows are not cut.)
+constexpr unsigned kMostBlocksAhead = 65;  // which keeps memory below 1 GiB on any machine
+
+// Whole rows of one source tensor, the unit in which weights stream through memory.
 struct Block {
+  std::string weight;  // of the .gemma file
   const HfTensor* source = nullptr;
-  DType target = DType::kBf16;
+  std::optional<WeightType> type;     // nullopt: float32, for norms
+  std::span<const float> importance;  // [columns], or empty
   std::int64_t first_row = 0;
   std::int64_t rows = 0;
   std::int64_t columns = 0;
 };
 
-// A source tensor and the rows that it adds to a weight.
-struct Part {
-  std::string name;
-  int rows;
-};
-
-// Where a weight of the .gemma file comes from: the source tensors, one below the other.
-std::vector<Part> parts_of(const std::string& weight, int rows, const Config& config) {
-  if (weight == "embed") return {{"model.embed_tokens.weight", rows}};
-  if (weight == "final_norm") return {{"model.norm.weight", rows}};
-  if (weight == "head") return {{"lm_head.weight", rows}};
-  const std::size_t layer_end = weight.find('.', std::string("layers.").size());
-  const std::string layer = "model." + weight.substr(0, layer_end + 1);
-  const std::string step = weight.substr(layer_end + 1);
-  if (step == "attn.norm") return {{layer + "input_layernorm.weight", rows}};
-  if (step == "attn.qkv") {
-    return {{layer + "self_attn.q_proj.weight", config.query_size()},
-            {layer + "self_attn.k_proj.weight", config.kv_size()},
-            {layer + "self_attn.v_proj.weight", config.kv_size()}};
-  }
-  if (step == "attn.out") return {{layer + "self_attn.o_proj.weight", rows}};
-  if (step == "attn.post_norm") return {{layer + "post_attention_layernorm.weight", rows}};
-  if (step == "mlp.norm") return {{layer + "pre_feedforward_layernorm.weight", rows}};
-  if (step == "mlp.gate_up") {
-    return {{layer + "mlp.gate_proj.weight", config.intermediate_size},
-            {layer + "mlp.up_proj.weight", config.intermediate_size}};
-  }
-  if (step == "mlp.down") return {{layer + "mlp.down_proj.weight", rows}};
-  return {{layer + "post_feedforward_layernorm.weight", rows}};
-}
+// What a block adds to tensors of the .gemma file.
+using Encoded = std::vector<std::pair<std::string, std::vector<std::byte>>>;
 
 // Collects the blocks of each weight that is visited, checking that its sources are as the configuration says.
 struct Planner {
-  const Config& config;
-  const HfCheckpoint& checkpoint;
+  const ConvertSource& source;
+  const ConvertOptions& options;
   std::vector<Block>& blocks;
   std::set<std::string>& used;
 
   void operator()(const std::string& weight, const Matrix&, int rows, int columns) const {
-    for (const Part& part : parts_of(weight, rows, config)) add(find(part.name, {part.rows, columns}), DType::kBf16);
+    for (const SourcePart& part : source.parts_of(weight, rows)) {
+      add(weight, find(part.tensor, {part.rows, columns}), type_of(weight, options.types));
+    }
   }
   void operator()(const std::string& weight, std::span<const float>, int size) const {
-    add(find(parts_of(weight, size, config).front().name, {size}), DType::kF32);
+    add(weight, find(source.parts_of(weight, size).front().tensor, {size}), std::nullopt);
   }
 
   const HfTensor& find(const std::string& name, const std::vector<std::int64_t>& shape) const {
-    const auto found = checkpoint.tensors().find(name);
-    if (found == checkpoint.tensors().end()) {
+    const auto found = source.tensors.find(name);
+    if (found == source.tensors.end()) {
       throw Error("the source has no tensor " + in_quotes(name) +
                   ", which its config.json asks for. Download all of its files, or " +
                   "check that config.json belongs to them.");
@@ -102,22 +76,25 @@ struct Planner {
     return found->second;
   }
 
-  void add(const HfTensor& source, DType target) const {
-    const std::int64_t rows = source.info.shape.front();
-    const std::int64_t columns = source.info.shape.size() == 2 ? source.info.shape.back() : 1;
+  void add(const std::string& weight, const HfTensor& tensor, std::optional<WeightType> type) const {
+    const std::int64_t rows = tensor.info.shape.front();
+    const std::int64_t columns = tensor.info.shape.size() == 2 ? tensor.info.shape.back() : 1;
     const std::int64_t step = std::max<std::int64_t>(1, kBlockElements / columns);
+    const auto known = options.importance.find(weight);
+    std::span<const float> importance;
+    if (known != options.importance.end()) importance = known->second;
     for (std::int64_t row = 0; row < rows; row += step) {
-      blocks.push_back({&source, target, row, std::min(step, rows - row), columns});
+      blocks.push_back({weight, &tensor, type, importance, row, std::min(step, rows - row), columns});
     }
   }
 };
 
-std::vector<Block> plan(const Config& config, const HfCheckpoint& checkpoint) {
+std::vector<Block> plan(const ConvertSource& source, const ConvertOptions& options) {
   std::vector<Block> blocks;
   std::set<std::string> used;
   Weights weights;
-  visit_weights(config, weights, Planner{config, checkpoint, blocks, used});
-  for (const auto& [name, tensor] : checkpoint.tensors()) {
+  visit_weights(source.config, weights, Planner{source, options, blocks, used});
+  for (const auto& [name, tensor] : source.tensors) {
     // Old versions of transformers saved this table, which anyone can compute.
     if (used.contains(name) || name.ends_with(".rotary_emb.inv_freq")) continue;
     const bool is_head = name == "lm_head.weight";
@@ -128,15 +105,33 @@ std::vector<Block> plan(const Config& config, const HfCheckpoint& checkpoint) {
   return blocks;
 }
 
+// Changes the type of a block's numbers.
+Encoded encode(const Block& block, std::span<const std::byte> bytes) {
+  const DType from = block.source->info.type;
+  if (!block.type) return {{block.weight, gemma::encode(bytes, from, DType::kF32)}};
+  if (*block.type == WeightType::kBf16) return {{block.weight, gemma::encode(bytes, from, DType::kBf16)}};
+
+  const std::vector<std::byte> floats = gemma::encode(bytes, from, DType::kF32);
+  const int columns = static_cast<int>(block.columns);
+  std::vector<std::vector<std::byte>> parts =
+      quantise(*block.type, {reinterpret_cast<const float*>(floats.data()), floats.size() / sizeof(float)}, columns,
+               block.importance);
+  Encoded encoded;
+  for (const MatrixPart& part : parts_of(*block.type, static_cast<int>(block.rows), columns)) {
+    encoded.emplace_back(block.weight + std::string(part.suffix), std::move(parts[encoded.size()]));
+  }
+  return encoded;
+}
+
 // Reads a block and encodes it. Runs on other threads.
-std::vector<std::byte> prepare(const Block& block) {
+Encoded prepare(const Block& block) {
   const TensorInfo& info = block.source->info;
   const std::size_t count = static_cast<std::size_t>(block.rows * block.columns);
   const std::uint64_t first = static_cast<std::uint64_t>(block.first_row * block.columns);
   std::vector<std::byte> source(count * bytes_of(info.type));
   block.source->file->read(info.offset + first * bytes_of(info.type), source);
   try {
-    return encode(source, info.type, block.target);
+    return encode(block, source);
   } catch (const NotFinite& bad) {
     const std::uint64_t index = first + bad.index;
     std::vector<std::int64_t> place = {static_cast<std::int64_t>(index)};
@@ -148,28 +143,8 @@ std::vector<std::byte> prepare(const Block& block) {
   }
 }
 
-void check_source(const std::filesystem::path& source) {
-  const std::string name = in_quotes(source.native());
-  if (!std::filesystem::exists(source)) throw Error("there is no directory " + name);
-  if (!std::filesystem::is_directory(source)) {
-    const bool is_gguf = std::filesystem::is_regular_file(source) && InputFile(source).starts_with("GGUF");
-    throw Error(name + " is a " + (is_gguf ? "GGUF " : "") +
-                "file. Give the Hugging Face directory that holds config.json and the weights");
-  }
-  if (std::filesystem::exists(source / "config.json")) return;
-  if (std::filesystem::exists(source / "adapter_config.json")) {
-    throw Error(name + " holds a LoRA adapter, not a model. Merge it into its base model first");
-  }
-  throw Error(name + " has no config.json. Give the Hugging Face directory of a Gemma 2 model");
-}
-
-void check_output(const ConvertOptions& options, const HfCheckpoint& checkpoint) {
-  std::vector<std::filesystem::path> inputs = checkpoint.files();
-  for (const char* name : {"config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.model",
-                           "chat_template.jinja", "model.safetensors.index.json"}) {
-    inputs.push_back(options.source / name);
-  }
-  for (const std::filesystem::path& input : inputs) {
+void check_output(const ConvertOptions& options, const ConvertSource& source) {
+  for (const std::filesystem::path& input : source.files) {
     std::error_code missing;  // either file may be; then they are not the same
     if (std::filesystem::equivalent(input, options.output, missing)) {
       throw Error("the output " + in_quotes(options.output.native()) + " is a file of the source. Choose another name");
@@ -177,63 +152,34 @@ void check_output(const ConvertOptions& options, const HfCheckpoint& checkpoint)
   }
 }
 
-std::string read_tokenizer(const std::filesystem::path& source) {
-  const std::filesystem::path path = source / "tokenizer.model";
-  if (!std::filesystem::exists(path)) {
-    throw Error(in_quotes(source.native()) +
-                " has no tokenizer.model. It is the same for all Gemma 2 models: copy it from the " +
-                "model that this one was made from");
-  }
-  return read_small_file(path, kMaxTokenizerBytes);
-}
-
-// Both <eos> and <end_of_turn> end an answer, whether or not the source says so.
-void add_stop_tokens(const Tokenizer& tokenizer, std::vector<int>& stops) {
-  for (const int token : {tokenizer.eos(), tokenizer.end_of_turn()}) {
-    if (token >= 0 && std::find(stops.begin(), stops.end(), token) == stops.end()) stops.push_back(token);
-  }
-}
-
-Conversion convert_directory(const ConvertOptions& options) {
-  check_source(options.source);
-  const std::filesystem::path config_path = options.source / "config.json";
-  const nlohmann::json config_json = read_json_file(config_path);
-
+Conversion convert_source(const ConvertOptions& options) {
+  const ConvertSource source = ConvertSource::open(options.source);
+  check_output(options, source);
   Metadata metadata;
-  metadata.type = options.type;
-  metadata.config = config_from_hf(config_json, in_quotes(config_path.native()));
+  metadata.types = options.types;
+  metadata.config = source.config;
   metadata.config.name = options.output.stem().string();
-  metadata.defaults = read_generation_defaults(options.source, config_json);
+  metadata.defaults = source.defaults;
   if (options.is_chat) metadata.defaults.is_chat = *options.is_chat;
+  const std::vector<Block> blocks = plan(source, options);
 
-  const std::string tokenizer_model = read_tokenizer(options.source);
-  const Tokenizer tokenizer(tokenizer_model);
-  if (tokenizer.size() > metadata.config.vocab_size) {
-    throw Error("tokenizer.model has " + std::to_string(tokenizer.size()) +
-                " pieces, but config.json has a vocab_size of " + std::to_string(metadata.config.vocab_size) +
-                ". They belong to different models");
-  }
-  add_stop_tokens(tokenizer, metadata.defaults.stop_tokens);
-  validate(metadata.defaults, metadata.config);
-
-  const HfCheckpoint checkpoint(options.source);
-  const std::vector<Block> blocks = plan(metadata.config, checkpoint);
-  check_output(options, checkpoint);
-
-  ModelFileWriter writer(options.output, metadata, tokenizer_model.size());
-  std::deque<std::future<std::vector<std::byte>>> ahead;
+  ModelFileWriter writer(options.output, metadata, source.tokenizer.size());
+  const std::size_t most_ahead = std::clamp(1 + std::thread::hardware_concurrency(), 3u, kMostBlocksAhead);
+  std::deque<std::future<Encoded>> ahead;
   std::uint64_t done = 0;
-  for (std::size_t next = 0; next < blocks.size() || !ahead.empty();) {
-    for (; next < blocks.size() && ahead.size() < kBlocksAhead; ++next) {
+  for (std::size_t first = 0; first < blocks.size(); ++first) {
+    for (std::size_t next = first + ahead.size(); next < blocks.size() && ahead.size() < most_ahead; ++next) {
       ahead.push_back(std::async(std::launch::async, prepare, blocks[next]));
     }
-    const std::vector<std::byte> bytes = ahead.front().get();
+    const Encoded encoded = ahead.front().get();
     ahead.pop_front();
-    writer.append(bytes);
-    done += bytes.size();
+    for (const auto& [tensor, bytes] : encoded) {
+      writer.append(tensor, bytes);
+      done += bytes.size();
+    }
     if (options.progress && !options.progress(done, writer.size())) throw Error("the conversion was interrupted");
   }
-  writer.append(std::as_bytes(std::span(tokenizer_model)));
+  writer.append("tokenizer", std::as_bytes(std::span(source.tokenizer)));
   writer.finish();
   return {metadata.config, metadata.defaults, writer.size()};
 }
@@ -242,7 +188,7 @@ Conversion convert_directory(const ConvertOptions& options) {
 
 Conversion convert(const ConvertOptions& options) {
   try {
-    return convert_directory(options);
+    return convert_source(options);
   } catch (const std::filesystem::filesystem_error& error) {  // a folder that may not be searched, for example
     throw Error("cannot read " + in_quotes(error.path1().native()) + ": " + error.code().message());
   }

@@ -129,10 +129,10 @@ void validate(const GenerationDefaults& defaults, const Config& config) {
 
 std::string to_json(const Metadata& metadata) {
   const GenerationDefaults& defaults = metadata.defaults;
-  const nlohmann::json json = {
+  nlohmann::json json = {
       {"version", kModelFileVersion},
       {"name", metadata.config.name},
-      {"type", name_of(metadata.type)},
+      {"type", name_of(metadata.types.layers)},
       {"config", config_to_json(metadata.config)},
       {"generation",
        {{"stop_tokens", defaults.stop_tokens},
@@ -142,6 +142,7 @@ std::string to_json(const Metadata& metadata) {
         {"chat", defaults.is_chat}}},
       {"hashes", metadata.hashes},
   };
+  if (metadata.types.embed != metadata.types.layers) json["embed_type"] = name_of(metadata.types.embed);
   // A name may come from a directory, whose bytes need not be UTF-8.
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -157,7 +158,9 @@ Metadata parse_metadata(const std::string& text) {
   }
 
   Metadata metadata;
-  metadata.type = parse_weight_type(fields.text("type"));
+  metadata.types.layers = parse_weight_type(fields.text("type"));
+  const std::optional<std::string> embed_type = fields.optional_text("embed_type");
+  metadata.types.embed = embed_type ? parse_weight_type(*embed_type) : metadata.types.layers;
   const nlohmann::json& config = fields.member("config");
   if (!config.is_object()) fields.fail("has a 'config' that is not an object");
   metadata.config = config_from_json(config, where);

@@ -12,7 +12,7 @@ namespace gemma {
 struct Metadata {
   Config config;
   GenerationDefaults defaults;
-  WeightType type = WeightType::kBf16;
+  WeightTypes types;
   std::map<std::string, std::string> hashes;  ///< tensor -> 32 digits of XXH3 over its bytes
 };
 

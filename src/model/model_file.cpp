@@ -4,9 +4,11 @@
 #include <utility>
 
 #include "gemma/error.h"
+#include "model/check_scales.h"
 #include "model/hash.h"
 #include "model/input_file.h"
 #include "model/mapped_file.h"
+#include "model/matrix_parts.h"
 #include "model/metadata.h"
 #include "model/quote.h"
 #include "model/weight_layout.h"
@@ -19,14 +21,14 @@ constexpr std::string_view kHeaderHashKey = "\"header_hash\":\"";
 
 // Appends what the file holds, in order, for each weight that is visited.
 struct LayoutLister {
-  WeightType type;
+  WeightTypes types;
   std::vector<TensorInfo>& tensors;
 
   void operator()(const std::string& name, const Matrix&, int rows, int columns) const {
-    switch (type) {
-      case WeightType::kBf16:
-        add({.name = name, .type = DType::kBf16, .shape = {rows, columns}});
-        break;
+    const WeightType type = type_of(name, types);
+    check_columns(type, columns, name);
+    for (const MatrixPart& part : parts_of(type, rows, columns)) {
+      add({.name = name + std::string(part.suffix), .type = part.type, .shape = {part.shape[0], part.shape[1]}});
     }
   }
   void operator()(const std::string& name, std::span<const float>, int size) const {
@@ -39,23 +41,26 @@ struct LayoutLister {
     const std::uint64_t padding = (kWeightAlignment - tensor.bytes % kWeightAlignment) % kWeightAlignment;
     tensors.push_back(std::move(tensor));
     if (padding == 0) return;
-    tensors.push_back({.name = tensors.back().name + ".pad",
+    tensors.push_back({.name = tensors.back().name + std::string(kPadSuffix),
                        .type = DType::kU8,
                        .shape = {static_cast<std::int64_t>(padding)},
                        .bytes = padding});
   }
 };
 
-// Points each view that is visited at its tensor's bytes.
+// Points each view that is visited at its tensors' bytes.
 struct ViewMaker {
+  WeightTypes types;
   std::span<const std::byte> file;
   const SafetensorsHeader& header;
 
   void operator()(const std::string& name, Matrix& matrix, int rows, int columns) const {
-    matrix = {.type = WeightType::kBf16,
-              .rows = rows,
-              .columns = columns,
-              .data = reinterpret_cast<const bf16*>(address(name))};
+    const WeightType type = type_of(name, types);
+    std::vector<const std::byte*> parts;
+    for (const MatrixPart& part : parts_of(type, rows, columns)) {
+      parts.push_back(address(name + std::string(part.suffix)));
+    }
+    matrix = make_matrix(type, rows, columns, parts);
   }
   void operator()(const std::string& name, std::span<const float>& norm, int size) const {
     norm = {reinterpret_cast<const float*>(address(name)), static_cast<std::size_t>(size)};
@@ -72,7 +77,7 @@ struct OpenedFile {
 void check_tensors(const SafetensorsHeader& header, const Metadata& metadata) {
   const TensorInfo* tokenizer = header.find("tokenizer");
   if (tokenizer == nullptr) throw Error("it has no tensor 'tokenizer'");
-  const std::vector<TensorInfo> expected = model_file_tensors(metadata.config, metadata.type, tokenizer->bytes);
+  const std::vector<TensorInfo> expected = model_file_tensors(metadata.config, metadata.types, tokenizer->bytes);
   for (const TensorInfo& wanted : expected) {
     const TensorInfo* found = header.find(wanted.name);
     if (found == nullptr) throw Error("it has no tensor " + in_quotes(wanted.name));
@@ -136,10 +141,10 @@ std::string header_hash(std::span<const std::byte> header) {
   return hasher.digits();
 }
 
-std::vector<TensorInfo> model_file_tensors(const Config& config, WeightType type, std::uint64_t tokenizer_bytes) {
+std::vector<TensorInfo> model_file_tensors(const Config& config, WeightTypes types, std::uint64_t tokenizer_bytes) {
   std::vector<TensorInfo> tensors;
   Weights weights;
-  visit_weights(config, weights, LayoutLister{type, tensors});
+  visit_weights(config, weights, LayoutLister{types, tensors});
   tensors.push_back({.name = "tokenizer",
                      .type = DType::kU8,
                      .shape = {static_cast<std::int64_t>(tokenizer_bytes)},
@@ -155,7 +160,7 @@ Model load_model(std::span<const std::byte> bytes, const std::string& name) {
   Model model;
   model.config = std::move(opened.metadata.config);
   model.defaults = std::move(opened.metadata.defaults);
-  visit_weights(model.config, model.weights, ViewMaker{bytes, opened.header});
+  visit_weights(model.config, model.weights, ViewMaker{opened.metadata.types, bytes, opened.header});
   const TensorInfo& tokenizer = opened.header.tensors.back();
   model.tokenizer = {reinterpret_cast<const char*>(bytes.data()) + tokenizer.offset,
                      static_cast<std::size_t>(tokenizer.bytes)};
@@ -196,6 +201,7 @@ Verification verify_model_file(const std::filesystem::path& path,
     }
     if (hasher.digits() != opened.metadata.hashes.at(tensor.name)) result.damaged_tensors.push_back(tensor.name);
   }
+  if (result.damaged_tensors.empty()) check_scales(load_model(path));
   return result;
 }
 

@@ -2,10 +2,16 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "model/model.h"
 
 namespace gemma {
+
+/// The type of a matrix, by its name in a .gemma file.
+inline WeightType type_of(std::string_view matrix, WeightTypes types) {
+  return matrix == "embed" || matrix == "head" ? types.embed : types.layers;
+}
 
 /// Visits every weight in the order of a .gemma file: the one place that knows their names and shapes.
 ///

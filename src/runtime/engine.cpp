@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "device/device.h"
+#include "model/check_scales.h"
 #include "model/model_file.h"
 #include "runtime/answer.h"
 #include "runtime/kv_cache.h"
@@ -93,6 +94,20 @@ constexpr int kTypicalPositions = 2048;
 constexpr int kMixedChunk = 512;
 constexpr int kMixedChunkOnCpu = 128;
 
+KvType kv_type(CacheType cache, bool is_on_gpu) {
+  switch (cache) {
+    case CacheType::kF32:
+      return KvType::kF32;
+    case CacheType::kBf16:
+      return KvType::kBf16;
+    case CacheType::kQ8:
+      return KvType::kQ8;
+    case CacheType::kAuto:
+      break;
+  }
+  return is_on_gpu ? KvType::kBf16 : KvType::kF32;
+}
+
 /// The cache for some requests at once: one of any length, and others of the typical one; and for what prompts share.
 KvLayout plan_cache(int window, int context, int sequences, KvType type) {
   KvLayout kv = plan_kv_cache(window, context, sequences, type);
@@ -144,6 +159,7 @@ Engine::State::State(const EngineOptions& options) {
     throw Error("the number of requests at once must be between 1 and 4096");
 
   model = options.model.empty() ? load_demo_model() : load_model(options.model);
+  check_scales(model);
   const Config& config = model.config;
   if (options.window > config.window) {
     throw Error("the window can only be narrowed: this model's is " + std::to_string(config.window) + ", not " +
@@ -166,8 +182,7 @@ Engine::State::State(const EngineOptions& options) {
 
   const std::optional<int> gpu = choose_gpu(options.device);
   chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
-  const bool is_bf16 = options.cache == CacheType::kBf16 || (options.cache == CacheType::kAuto && gpu);
-  const KvType type = is_bf16 ? KvType::kBf16 : KvType::kF32;
+  const KvType type = kv_type(options.cache, gpu.has_value());
   const auto make_device = [&](int sequences) {
     const KvLayout kv = plan_cache(info.window, info.context, sequences, type);
     const int max_rows = chunk + sequences;

@@ -17,7 +17,7 @@ bool is_partial(int positions) { return positions % kPagePositions != 0; }
 int blocks_for(int positions) { return (positions + kPagePositions - 1) / kPagePositions; }
 
 std::uint64_t bytes_a_position(const Config& config, KvType type) {
-  return std::uint64_t{2} * static_cast<std::uint64_t>(config.kv_size()) * bytes_of(type);
+  return std::uint64_t{2} * static_cast<std::uint64_t>(config.kv_heads) * head_bytes(type, config.head_dim);
 }
 
 }  // namespace

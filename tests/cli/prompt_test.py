@@ -177,7 +177,7 @@ class PromptRefuses(CommandLineTest):
             "--context": ["0", "-5", "x"],
             "--chunk": ["0", "-5"],
             "--window": ["0", "-5"],
-            "--kv-type": ["q8", "f16", ""],
+            "--kv-type": ["q4", "f16", ""],
             "--device": ["gpu", "cuda:", "cuda:x", "cuda:-1", ""],
             "--stop": [""],
         }

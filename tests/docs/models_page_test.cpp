@@ -5,8 +5,10 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 
 #include "model/config.h"
+#include "model/model_file.h"
 #include "runtime/kv_cache.h"
 
 namespace gemma {
@@ -44,10 +46,19 @@ std::string row(const std::string& first, std::initializer_list<std::string> cel
 constexpr double kGB = 1e9;
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 
-/// Norms stay float32, everything else is bf16.
-std::int64_t bf16_weight_bytes(const Config& config) {
-  const std::int64_t norms = (std::int64_t{4} * config.layer_count() + 1) * config.hidden_size;
-  return 2 * (config.embedding_parameters() + config.other_parameters() - norms) + 4 * norms;
+/// What gemma-convert makes, by its option --type.
+constexpr WeightTypes kFiles[] = {
+    {WeightType::kBf16, WeightType::kBf16}, {WeightType::kQ8, WeightType::kQ8}, {WeightType::kQ4, WeightType::kQ8}};
+
+constexpr std::pair<KvType, const char*> kCaches[] = {
+    {KvType::kF32, "f32"}, {KvType::kBf16, "bf16"}, {KvType::kQ8, "q8"}};
+
+double weight_bytes(const Config& config, WeightTypes types) {
+  double bytes = 0;
+  for (const TensorInfo& tensor : model_file_tensors(config, types, 0)) {
+    if (!tensor.name.ends_with(kPadSuffix)) bytes += static_cast<double>(tensor.bytes);
+  }
+  return bytes;
 }
 
 double cache_gib(const Config& config, int context, KvType type) {
@@ -65,24 +76,28 @@ std::string shape_row(const Config& config) {
 
 std::string download_row(const Config& config) {
   const double parameters = static_cast<double>(config.embedding_parameters() + config.other_parameters());
+  const auto converted = [&](WeightTypes types) { return decimal(weight_bytes(config, types) / kGB, 1) + " GB"; };
   return row(config.name, {decimal(4 * parameters / kGB, 1) + " GB", decimal(2 * parameters / kGB, 1) + " GB",
-                           decimal(static_cast<double>(bf16_weight_bytes(config)) / kGB, 1) + " GB"});
+                           converted(kFiles[0]), converted(kFiles[1]), converted(kFiles[2])});
 }
 
-std::string cache_row(const Config& config, KvType type) {
+std::string cache_row(const Config& config, KvType type, const char* name) {
   const KvBytes full = kv_bytes(config, config.window, config.context, type);
-  return row(config.name + (type == KvType::kF32 ? ", f32" : ", bf16"),
+  return row(config.name + ", " + name,
              {decimal(cache_gib(config, 1024, type), 2), decimal(cache_gib(config, 4096, type), 2),
               decimal(cache_gib(config, 8192, type), 2), decimal(static_cast<double>(full.local) / kGiB, 2),
               decimal(static_cast<double>(full.global) / kGiB, 2),
               decimal(static_cast<double>(full.without_window) / kGiB, 2)});
 }
 
-std::string memory_row(const Config& config) {
-  const double weights = static_cast<double>(bf16_weight_bytes(config)) / kGiB;
-  return row(config.name, {decimal(weights, 1), decimal(weights + cache_gib(config, 1024, KvType::kF32), 1),
-                           decimal(weights + cache_gib(config, 8192, KvType::kF32), 1),
-                           decimal(weights + cache_gib(config, 8192, KvType::kBf16), 1)});
+std::string memory_row(const Config& config, WeightTypes types) {
+  const double weights = weight_bytes(config, types) / kGiB;
+  const auto with_cache = [&](int context, KvType type) {
+    return decimal(weights + cache_gib(config, context, type), 1);
+  };
+  return row(config.name + ", " + std::string(name_of(types.layers)),
+             {decimal(weights, 1), with_cache(1024, KvType::kF32), with_cache(8192, KvType::kF32),
+              with_cache(8192, KvType::kBf16), with_cache(8192, KvType::kQ8)});
 }
 
 TEST(ModelsPage, GivesTheShapesThatTheCodeHas) {
@@ -98,15 +113,17 @@ TEST(ModelsPage, GivesTheDownloadAndFileSizesThatFollowFromTheShapes) {
 TEST(ModelsPage, GivesTheCacheSizesThatTheRunTimeAllocates) {
   const std::string page = read(GEMMA_SOURCE_DIR "/models.md");
   for (const char* shape : kShapes) {
-    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
-      EXPECT_THAT(page, HasSubstr(cache_row(config_of_shape(shape), type)));
+    for (const auto& [type, name] : kCaches) {
+      EXPECT_THAT(page, HasSubstr(cache_row(config_of_shape(shape), type, name)));
     }
   }
 }
 
 TEST(ModelsPage, GivesTheMemoryOfWeightsAndCacheTogether) {
   const std::string page = read(GEMMA_SOURCE_DIR "/models.md");
-  for (const char* shape : kShapes) EXPECT_THAT(page, HasSubstr(memory_row(config_of_shape(shape))));
+  for (const char* shape : kShapes) {
+    for (const WeightTypes types : kFiles) EXPECT_THAT(page, HasSubstr(memory_row(config_of_shape(shape), types)));
+  }
 }
 
 }  // namespace

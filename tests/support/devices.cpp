@@ -13,6 +13,8 @@ const std::vector<DeviceKind>& device_kinds() {
         // A key or value within float32's error of the middle between two bf16 numbers may be rounded to the other one,
         // which moves that number by 2^-8: 2e-3 measured in the worst row, 4e-5 in the middle one.
         {"CpuBf16Cache", KvType::kBf16, 1e-2, make_cpu_device},
+        // The same with steps of 1/127 of the largest element: 1e-2 measured in the worst row, 8e-5 in the middle one.
+        {"CpuQ8Cache", KvType::kQ8, 2e-2, make_cpu_device},
     };
     if (has_cuda_device()) {
       // Operands of matrix products are rounded to bf16. Doing that to the naive reference moves logits of up to 8 by

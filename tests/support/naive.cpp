@@ -6,16 +6,23 @@
 #include <numbers>
 
 #include "device/attention_mask.h"
+#include "model/dequantise.h"
 
 namespace gemma::naive {
 namespace {
+
+std::vector<float> row_of(const Matrix& matrix, int index) {
+  std::vector<float> row(static_cast<std::size_t>(matrix.columns));
+  dequantise(matrix, index, row);
+  return row;
+}
 
 Vector multiply(const Matrix& matrix, const Vector& x) {
   Vector y;
   for (int row = 0; row < matrix.rows; ++row) {
     double sum = 0;
-    const std::span<const bf16> weights = matrix.row(row);
-    for (std::size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(to_float(weights[i])) * x[i];
+    const std::vector<float> weights = row_of(matrix, row);
+    for (std::size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(weights[i]) * x[i];
     y.push_back(sum);
   }
   return y;
@@ -57,9 +64,18 @@ Vector rotate(Vector x, int position, int head_dim, double theta) {
   return x;
 }
 
-Vector rounded(Vector x, KvType type) {
-  if (type == KvType::kF32) return x;
-  for (double& value : x) value = to_float(to_bf16(static_cast<float>(value)));
+Vector rounded(Vector x, int head_dim, KvType type) {
+  if (type == KvType::kBf16) {
+    for (double& value : x) value = to_float(to_bf16(static_cast<float>(value)));
+  }
+  if (type == KvType::kQ8) {
+    for (std::size_t head = 0; head < x.size(); head += static_cast<std::size_t>(head_dim)) {
+      const std::span<double> values(&x[head], static_cast<std::size_t>(head_dim));
+      double max = 0;
+      for (double value : values) max = std::max(max, std::abs(value));
+      for (double& value : values) value = max == 0 ? 0 : std::nearbyint(value * 127 / max) * max / 127;
+    }
+  }
   return x;
 }
 
@@ -111,15 +127,15 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
     return rms_norm(values, weight, config.rms_norm_eps, departures.norm_offset);
   };
   const auto product = [&](const Matrix& matrix, const Vector& input) {
-    return multiply(matrix, rounded(input, departures.rounds_inputs ? KvType::kBf16 : KvType::kF32));
+    return multiply(matrix, rounded(input, config.head_dim, departures.rounds_inputs ? KvType::kBf16 : KvType::kF32));
   };
 
   Answer answer;
   Vectors x;
   for (int token : tokens) {
     Vector& embedding = x.emplace_back();
-    for (bf16 value : weights.embed.row(token))
-      embedding.push_back(static_cast<double>(to_float(value)) * config.embedding_scale());
+    for (float value : row_of(weights.embed, token))
+      embedding.push_back(static_cast<double>(value) * config.embedding_scale());
   }
 
   for (int layer = 0; layer < config.layer_count(); ++layer) {
@@ -132,8 +148,10 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
                          config.rope_theta));
       for (double& value : q.back()) value /= std::sqrt(config.query_pre_attn_scalar);
       const Vector key = part(qkv, config.query_size(), config.kv_size());
-      k.push_back(rounded(rotate(key, position, config.head_dim, config.rope_theta), departures.cache));
-      v.push_back(rounded(part(qkv, config.query_size() + config.kv_size(), config.kv_size()), departures.cache));
+      k.push_back(
+          rounded(rotate(key, position, config.head_dim, config.rope_theta), config.head_dim, departures.cache));
+      v.push_back(rounded(part(qkv, config.query_size() + config.kv_size(), config.kv_size()), config.head_dim,
+                          departures.cache));
     }
 
     Attention attention;

@@ -38,7 +38,7 @@ Vectors attend(const Attention& attention, const Vectors& q, const Vectors& k, c
 /// Departures from Gemma 2: rounding as a device does it, or a mistake made on purpose to see that a test would notice
 /// it.
 struct Departures {
-  KvType cache = KvType::kF32;  ///< kBf16: keys and values are rounded to it
+  KvType cache = KvType::kF32;  ///< any other: keys and values are rounded to it
   bool rounds_inputs = false;   ///< the inputs of matrix products are rounded to bf16
   double norm_offset = 1;       ///< what RMSNorm adds to its weights
   int query_shift = 0;          ///< positions by which the rotation of queries runs ahead of that of keys

@@ -22,7 +22,7 @@ double weights_without_embedding(const Model& model) {
 
 Cost decode_cost(const Model& model, int window, int context, int rows, KvType type) {
   const Config& config = model.config;
-  const double position = 2.0 * static_cast<double>(bytes_of(type)) * config.kv_size();
+  const double position = 2.0 * static_cast<double>(head_bytes(type, config.head_dim)) * config.kv_heads;
   const double seen = static_cast<double>(config.local_layer_count()) * std::min(window, context) +
                       static_cast<double>(config.global_layer_count()) * context;
   const double parameters =

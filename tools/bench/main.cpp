@@ -42,12 +42,15 @@ struct Options {
 };
 
 /// Random weights. Those for a GPU, which copies them, are one layer again and again: no wait for tens of GB.
-Model make_weights(const std::string& shape, bool is_gpu) {
+Model make_weights(const std::string& shape, const std::string& type, bool is_gpu) {
+  const WeightType layers = parse_weight_type(type);
+  // As gemma-convert makes it: the embedding, which is also the head, is at least q8.
+  const WeightTypes types{.layers = layers, .embed = layers == WeightType::kBf16 ? WeightType::kBf16 : WeightType::kQ8};
   Config config = config_of_shape(shape);
-  if (!is_gpu) return random_model(config, 1, /*cheap=*/true);
+  if (!is_gpu) return random_model(config, 1, /*cheap=*/true, types);
   Config one_layer = config;
   one_layer.layers.resize(1);
-  Model model = random_model(one_layer, 1, /*cheap=*/true);
+  Model model = random_model(one_layer, 1, /*cheap=*/true, types);
   model.weights.layers.assign(config.layers.size(), model.weights.layers.front());
   model.config = std::move(config);
   return model;
@@ -146,7 +149,7 @@ void bench_attention(const Options& options, const BenchDevice& bench, Model mod
 int save(const Options& options) {
   if (options.shapes.size() != 1 || options.types.size() != 1) throw Error("--save needs one --shape and one --type");
   const Model demo = load_demo_model();
-  Model model = make_weights(options.shapes.front(), /*is_gpu=*/true);
+  Model model = make_weights(options.shapes.front(), options.types.front(), /*is_gpu=*/true);
   model.tokenizer = demo.tokenizer;
   save_model(model, options.save);
   return 0;
@@ -173,11 +176,11 @@ int run(const Options& options) {
     report.models.push_back(std::move(result));
   };
   for (const std::string& shape : options.shapes) {
-    for (const std::string& type : options.types) measure(make_weights(shape, is_gpu), type);
+    for (const std::string& type : options.types) measure(make_weights(shape, type, is_gpu), type);
   }
   if (options.shapes.empty()) {
     const Model model = options.model.empty() ? load_demo_model() : load_model(options.model);
-    measure(model, std::string(name_of(model.weights.embed.type)));
+    measure(model, std::string(name_of(model.weights.layers.front().qkv.type)));
   }
 
   if (options.is_json) std::cout << to_json(report).dump(2) << '\n';
@@ -201,7 +204,7 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::IsMember({"2b", "9b", "27b"}))
       ->excludes(model);
-  list(app.add_option("--type", options.types, "types of the random weights"))->check(CLI::IsMember({"bf16"}));
+  list(app.add_option("--type", options.types, "types of the random weights"))->check(CLI::IsMember({"bf16", "q8", "q4"}));
   app.add_option("--device", options.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();

@@ -24,9 +24,11 @@ void ProgressBar::update(std::uint64_t done, std::uint64_t total) {
   const double seconds = std::chrono::duration<double>(now - start_).count();
   std::string cells(static_cast<std::size_t>(share * kCells), '#');
   cells.resize(kCells, '.');
-  std::fprintf(stderr, "\r[%s] %3.0f %%  %.1f of %.1f GB  %.0f MB/s  ", cells.c_str(), 100 * share,
-               static_cast<double>(done) * 1e-9, static_cast<double>(total) * 1e-9,
-               seconds > 0 ? static_cast<double>(done) * 1e-6 / seconds : 0.0);
+  const int decimals = unit_.divisor > 1 ? 1 : 0;
+  std::fprintf(stderr, "\r[%s] %3.0f %%  %.*f of %.*f %s  %.0f %s  ", cells.c_str(), 100 * share, decimals,
+               static_cast<double>(done) / unit_.divisor, decimals, static_cast<double>(total) / unit_.divisor,
+               unit_.name, seconds > 0 ? static_cast<double>(done) / unit_.rate_divisor / seconds : 0.0,
+               unit_.rate_name);
 }
 
 }  // namespace gemma

@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "device/attention_mask.h"
 #include "device/cpu/simd_targets.h"
@@ -49,6 +50,12 @@ HWY_INLINE Vector load(const bf16* x) {
   const hn::RebindToUnsigned<Floats> words;
   return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(words, hn::LoadU(half, &x->bits))));
 #endif
+}
+
+HWY_INLINE Vector load(const std::int8_t* x) {
+  const hn::Rebind<std::int8_t, Floats> bytes;
+  const hn::RebindToSigned<Floats> words;
+  return hn::ConvertTo(Floats(), hn::PromoteTo(words, hn::LoadU(bytes, x)));
 }
 
 /// c[r] += sum over k of a[r][k] * b[k], in ascending order of k.
@@ -148,7 +155,23 @@ struct TypedBlock {
   const T* keys;       // [head_dim, kPagePositions]
   const T* values;     // [kPagePositions, head_dim]
   const T* next_keys;  // of the block that comes next
+
+  // In q8, behind the codes.
+  const float* key_scales(int head_dim) const { return scales_behind(keys, head_dim); }      // [kPagePositions]
+  const float* value_scales(int head_dim) const { return scales_behind(values, head_dim); }  // [kPagePositions]
+
+ private:
+  static const float* scales_behind(const T* codes, int head_dim) {
+    return reinterpret_cast<const float*>(codes + static_cast<std::size_t>(kPagePositions) * head_dim);
+  }
 };
+
+/// Multiplies a block's scores or weights by the scales of its keys or values.
+HWY_INLINE void scale_each(float* x, const float* scales) {
+  for (int v = 0; v < kBlockVectors; ++v) {
+    hn::StoreU(hn::Mul(load(x + v * kLanes), load(scales + v * kLanes)), Floats(), x + v * kLanes);
+  }
+}
 
 /// One block for kRows queries; the first queries of a block fetch it from afar.
 template <int kRows, bool kPrefetch, typename T>
@@ -175,8 +198,11 @@ void attend_tile(const AttentionShape& shape, const Query* queries, const TypedB
   multiply_columns<kRows, kPrefetch>(q, shape.head_dim, block.keys, kPagePositions, block.values, score_rows);
   float* outs[kRows];
   const float* weights[kRows];
+  constexpr bool kHasScales = std::is_same_v<T, std::int8_t>;
   for (int r = 0; r < kRows; ++r) {
+    if constexpr (kHasScales) scale_each(scores[r], block.key_scales(shape.head_dim));
     soften(shape, scores[r], begins[r], ends[r], sums[r]);
+    if constexpr (kHasScales) scale_each(scores[r], block.value_scales(shape.head_dim));
     outs[r] = sums[r].out;
     weights[r] = scores[r] + begin;
   }
@@ -223,10 +249,13 @@ void attend_blocks(const AttentionShape& shape, std::span<const Query> queries, 
 void attend_span(const AttentionShape& shape, std::span<const Query> queries, std::span<const KvBlock> blocks,
                  int first_position, std::span<AttentionSums> sums) {
   for (AttentionSums& s : sums) gemma::clear_sums(s, shape.head_dim);
-  if (shape.type == KvType::kF32) {
-    attend_blocks<float>(shape, queries, blocks, first_position, sums);
-  } else {
-    attend_blocks<bf16>(shape, queries, blocks, first_position, sums);
+  switch (shape.type) {
+    case KvType::kF32:
+      return attend_blocks<float>(shape, queries, blocks, first_position, sums);
+    case KvType::kBf16:
+      return attend_blocks<bf16>(shape, queries, blocks, first_position, sums);
+    case KvType::kQ8:
+      return attend_blocks<std::int8_t>(shape, queries, blocks, first_position, sums);
   }
 }
 

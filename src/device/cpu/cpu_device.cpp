@@ -12,6 +12,7 @@
 #include "device/cpu/sample.h"
 #include "device/cpu/simd_targets.h"
 #include "gemma/error.h"
+#include "model/dequantise.h"
 
 namespace gemma {
 namespace {
@@ -44,15 +45,16 @@ int check_memory(const Config& config, const CpuOptions& options) {
   if (options.max_rows < 1) throw Error("a batch must have room for at least one row");
   if (options.threads < 0) throw Error("the number of threads must be positive, or 0 for one for each core");
   const double cache = KvStore::bytes(config, options.kv);
-  const double row =
-      3.0 * config.hidden_size + config.qkv_size() + config.query_size() + config.intermediate_size + config.head_dim;
-  const double work = 4.0 * options.max_rows * row + 4.0 * logit_rows(config, options.max_rows) * config.vocab_size;
+  const double row = ProductInputs::row_bytes(config.hidden_size) + ProductInputs::row_bytes(config.query_size()) +
+                     ProductInputs::row_bytes(config.intermediate_size) +
+                     4.0 * (2.0 * config.hidden_size + config.qkv_size() + config.head_dim);
+  const double work = options.max_rows * row + 4.0 * logit_rows(config, options.max_rows) * config.vocab_size;
   const auto available = static_cast<double>(available_memory());
   if (cache + work > available) {
     throw OutOfMemory("the cache needs " + gibibytes(cache) + " and the work space " + gibibytes(work) +
-                " of memory, but only " + gibibytes(available) +
-                " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type bf16)" +
-                " or smaller chunks (--chunk).");
+                      " of memory, but only " + gibibytes(available) +
+                      " are available. Ask for a shorter context (--context), a smaller cache type (--kv-type q8)" +
+                      " or smaller chunks (--chunk).");
   }
   return options.max_rows;
 }
@@ -77,29 +79,32 @@ int rows_before_overwriting(const KvLayout& layout, int position) {
 CpuDevice::CpuDevice(const Model& model, const CpuOptions& options)
     : model_(model),
       config_(model_.config),
+      observe_input_(options.observe_input),
       max_rows_(check_memory(config_, options)),
       max_logit_rows_(logit_rows(config_, max_rows_)),
       pool_(options.threads > 0 ? options.threads : usable_cores()),
+      int8_kernels_(usable_int8_kernels().front()),
       cache_(config_, options.kv) {
   const int half = config_.head_dim / 2;
   for (int i = 0; i < half; ++i)
     rope_frequencies_.push_back(std::pow(config_.rope_theta, -static_cast<double>(i) / half));
 
   const char* what = "activations";
-  const int hidden = padded_columns(config_.hidden_size);
-  x_ = FloatRows(max_rows_, hidden, what);
-  normed_ = FloatRows(max_rows_, hidden, what);
-  projected_ = FloatRows(max_rows_, hidden, what);
+  x_ = FloatRows(max_rows_, config_.hidden_size, what);
+  normed_ = ProductInputs(max_rows_, config_.hidden_size, what);
+  projected_ = FloatRows(max_rows_, config_.hidden_size, what);
   qkv_ = FloatRows(max_rows_, config_.qkv_size(), what);
-  attended_ = FloatRows(max_rows_, padded_columns(config_.query_size()), what);
-  gated_ = FloatRows(max_rows_, padded_columns(config_.intermediate_size), what);
+  attended_ = ProductInputs(max_rows_, config_.query_size(), what);
+  gated_ = ProductInputs(max_rows_, config_.intermediate_size, what);
   cos_ = FloatRows(max_rows_, half, what);
   sin_ = FloatRows(max_rows_, half, what);
   logits_ = FloatRows(max_logit_rows_, config_.vocab_size, "logits");
+  const int widest = std::max({config_.hidden_size, config_.query_size(), config_.intermediate_size});
   for (int i = 0; i < pool_.threads(); ++i) {
     ThreadScratch scratch;
-    scratch.gate = FloatRows(max_rows_, kOutputBlock, what);
-    scratch.up = FloatRows(max_rows_, kOutputBlock, what);
+    scratch.product.unpacked = Int8Scratch(widest);
+    scratch.gate = FloatRows(max_rows_, kWidestOutputBlock, what);
+    scratch.up = FloatRows(max_rows_, kWidestOutputBlock, what);
     scratch.outs = FloatRows(max_queries_per_task(), config_.head_dim, what);
     scratch.span_outs = FloatRows(max_queries_per_task(), config_.head_dim, what);
     scratch_.push_back(std::move(scratch));
@@ -109,7 +114,9 @@ CpuDevice::CpuDevice(const Model& model, const CpuOptions& options)
 int CpuDevice::max_queries_per_task() const { return std::max(kQueriesPerTask, group()); }
 
 std::string CpuDevice::description() const {
-  return "CPU, " + instruction_set() + ", " + std::to_string(pool_.threads()) +
+  const WeightTypes types = model_.weights.types();
+  const bool is_quantised = types.layers != WeightType::kBf16 || types.embed != WeightType::kBf16;
+  return "CPU, " + (is_quantised ? int8_kernels_.name : instruction_set()) + ", " + std::to_string(pool_.threads()) +
          (pool_.threads() == 1 ? " thread" : " threads");
 }
 
@@ -120,7 +127,9 @@ void CpuDevice::embed(const Batch& batch) {
   pool_.run(rows, [&](int row, int) {
     const Row& r = batch.rows[static_cast<std::size_t>(row)];
     assert(r.token >= 0 && r.token < config_.vocab_size && r.position >= 0);
-    scale_embedding(model_.weights.embed.row(r.token), scale, x_.row(row));
+    const std::span<float> x(x_.row(row), static_cast<std::size_t>(config_.hidden_size));
+    dequantise(model_.weights.embed, r.token, x);
+    for (float& value : x) value *= scale;
     for (std::size_t i = 0; i < rope_frequencies_.size(); ++i) {
       const double angle = r.position * rope_frequencies_[i];
       cos_.row(row)[i] = static_cast<float>(std::cos(angle));
@@ -130,33 +139,40 @@ void CpuDevice::embed(const Batch& batch) {
 }
 
 template <typename Body>
-void CpuDevice::for_each_block(int outputs, int columns, int rows, Body&& body) {
-  const int output_blocks = ceil_div(outputs, kOutputBlock);
+void CpuDevice::for_each_block(const Matrix& weights, int outputs, int rows, Body&& body) {
+  const int block = output_block(weights.type);
+  const int output_blocks = ceil_div(outputs, block);
   // Many rows are cut up where their inputs would not stay in the cache, or where there is too little work for all
   // threads.
-  const int fitting_rows = static_cast<int>(kInputBytes / (sizeof(float) * static_cast<std::size_t>(columns)));
+  const std::size_t input_bytes = weights.type == WeightType::kBf16 ? sizeof(float) : sizeof(std::int8_t);
+  const int fitting_rows = static_cast<int>(kInputBytes / (input_bytes * static_cast<std::size_t>(weights.columns)));
   const int parts = std::clamp(std::max(ceil_div(rows, std::max(fitting_rows, 1)), 4 * pool_.threads() / output_blocks),
                                1, ceil_div(rows, kRowBlock));
   const int part_rows = ceil_div(ceil_div(rows, parts), kRowBlock) * kRowBlock;
   pool_.run(output_blocks * ceil_div(rows, part_rows), [&](int task, int thread) {
-    const int output = task % output_blocks * kOutputBlock;
+    const int output = task % output_blocks * block;
     const int row = task / output_blocks * part_rows;
-    body(output, std::min(kOutputBlock, outputs - output), row, std::min(part_rows, rows - row),
+    body(output, std::min(block, outputs - output), row, std::min(part_rows, rows - row),
          scratch_[static_cast<std::size_t>(thread)]);
   });
 }
 
-void CpuDevice::multiply(const Matrix& weights, const FloatRows& x, int rows, FloatRows& out) {
-  for_each_block(weights.rows, weights.columns, rows,
-                 [&](int output, int count, int row, int part, ThreadScratch& scratch) {
-                   matmul_block(weights, output, count, x.row(row), x.columns(), part, out.row(row) + output,
-                                out.columns(), scratch.matmul);
-                 });
+void CpuDevice::multiply(const Matrix& weights, const ProductInputs& x, int rows, FloatRows& out) {
+  for_each_block(weights, weights.rows, rows, [&](int output, int count, int row, int part, ThreadScratch& scratch) {
+    multiply_block(weights, output, count, x, row, part, int8_kernels_, out.row(row) + output, out.columns(),
+                   scratch.product);
+  });
 }
 
-void CpuDevice::normalise(const float* x, std::span<const float> weight, float* out) const {
-  rms_norm({x, static_cast<std::size_t>(config_.hidden_size)}, weight, static_cast<float>(config_.rms_norm_eps), out);
-  pair_up(out, config_.hidden_size);
+void CpuDevice::normalise(int row, std::span<const float> norm, const Matrix& weights, int to) {
+  rms_norm({x_.row(row), static_cast<std::size_t>(config_.hidden_size)}, norm, static_cast<float>(config_.rms_norm_eps),
+           normed_.row(to));
+  prepare(normed_, to, weights);
+}
+
+void CpuDevice::prepare(ProductInputs& x, int row, const Matrix& weights) {
+  if (observe_input_) observe_input_(weights, row, {x.row(row), static_cast<std::size_t>(weights.columns)});
+  x.prepare(row, weights.type);
 }
 
 void CpuDevice::add_projected(int rows, std::span<const float> weight) {
@@ -169,7 +185,7 @@ void CpuDevice::add_projected(int rows, std::span<const float> weight) {
 void CpuDevice::qkv(const Batch& batch, int layer) {
   const LayerWeights& weights = model_.weights.layers[static_cast<std::size_t>(layer)];
   const int rows = static_cast<int>(batch.rows.size());
-  pool_.run(rows, [&](int row, int) { normalise(x_.row(row), weights.attention_norm, normed_.row(row)); });
+  pool_.run(rows, [&](int row, int) { normalise(row, weights.attention_norm, weights.qkv, row); });
   multiply(weights.qkv, normed_, rows, qkv_);
   const auto scale = static_cast<float>(1.0 / std::sqrt(config_.query_pre_attn_scalar));
   pool_.run(rows, [&](int row, int) {
@@ -327,7 +343,7 @@ void CpuDevice::make_parts(int count) {
 void CpuDevice::attention_out(const Batch& batch, int layer) {
   const LayerWeights& weights = model_.weights.layers[static_cast<std::size_t>(layer)];
   const int rows = static_cast<int>(batch.rows.size());
-  pool_.run(rows, [&](int row, int) { pair_up(attended_.row(row), config_.query_size()); });
+  pool_.run(rows, [&](int row, int) { prepare(attended_, row, weights.attention_out); });
   multiply(weights.attention_out, attended_, rows, projected_);
   add_projected(rows, weights.attention_post_norm);
 }
@@ -336,19 +352,19 @@ void CpuDevice::mlp(const Batch& batch, int layer) {
   const LayerWeights& weights = model_.weights.layers[static_cast<std::size_t>(layer)];
   const int rows = static_cast<int>(batch.rows.size());
   const int intermediate = config_.intermediate_size;
-  pool_.run(rows, [&](int row, int) { normalise(x_.row(row), weights.mlp_norm, normed_.row(row)); });
-  for_each_block(intermediate, config_.hidden_size, rows,
+  pool_.run(rows, [&](int row, int) { normalise(row, weights.mlp_norm, weights.gate_up, row); });
+  for_each_block(weights.gate_up, intermediate, rows,
                  [&](int output, int count, int row, int part, ThreadScratch& scratch) {
                    const auto gate_or_up = [&](int first, FloatRows& out) {
-                     matmul_block(weights.gate_up, first, count, normed_.row(row), normed_.columns(), part, out.data(),
-                                  out.columns(), scratch.matmul);
+                     multiply_block(weights.gate_up, first, count, normed_, row, part, int8_kernels_, out.data(),
+                                    out.columns(), scratch.product);
                    };
                    gate_or_up(output, scratch.gate);
                    gate_or_up(intermediate + output, scratch.up);
                    for (int i = 0; i < part; ++i)
                      geglu(scratch.gate.row(i), scratch.up.row(i), count, gated_.row(row + i) + output);
                  });
-  pool_.run(rows, [&](int row, int) { pair_up(gated_.row(row), intermediate); });
+  pool_.run(rows, [&](int row, int) { prepare(gated_, row, weights.down); });
   multiply(weights.down, gated_, rows, projected_);
   add_projected(rows, weights.mlp_post_norm);
 }
@@ -357,17 +373,15 @@ void CpuDevice::logits(const Batch& batch, int first, int count) {
   assert(count <= max_logit_rows_);
   pool_.run(count, [&](int i, int) {
     const OutputRow& output = batch.outputs[first + i];
-    normalise(x_.row(output.row), model_.weights.final_norm, normed_.row(i));
+    normalise(output.row, model_.weights.final_norm, model_.weights.head, i);
   });
   const Matrix& head = model_.weights.head;
-  for_each_block(head.rows, head.columns, count,
-                 [&](int output, int outputs, int row, int part, ThreadScratch& scratch) {
-                   matmul_block(head, output, outputs, normed_.row(row), normed_.columns(), part,
-                                logits_.row(row) + output, logits_.columns(), scratch.matmul);
-                   if (!config_.final_softcap) return;
-                   for (int i = 0; i < part; ++i)
-                     softcap(logits_.row(row + i) + output, outputs, *config_.final_softcap);
-                 });
+  for_each_block(head, head.rows, count, [&](int output, int outputs, int row, int part, ThreadScratch& scratch) {
+    multiply_block(head, output, outputs, normed_, row, part, int8_kernels_, logits_.row(row) + output,
+                   logits_.columns(), scratch.product);
+    if (!config_.final_softcap) return;
+    for (int i = 0; i < part; ++i) softcap(logits_.row(row + i) + output, outputs, *config_.final_softcap);
+  });
 }
 
 void CpuDevice::sample(const Batch& batch, int first, int count, std::span<Output> answers) {

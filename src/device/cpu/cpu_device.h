@@ -6,15 +6,16 @@
 #include <vector>
 
 #include "device/cpu/attention.h"
+#include "device/cpu/int8_kernels.h"
 #include "device/cpu/kv_store.h"
-#include "device/cpu/matmul.h"
 #include "device/cpu/memory.h"
+#include "device/cpu/product.h"
 #include "device/cpu/thread_pool.h"
 #include "device/device.h"
 
 namespace gemma {
 
-/// The steps of the forward pass in float32, each split into tasks for the threads. Every number is computed by one
+/// The steps of the forward pass in float32 (but for the inputs of products with quantised weights), each split into tasks for the threads. Every number is computed by one
 /// task in an order that depends on nothing but the model, so that results are the same bits for all numbers of
 /// threads, rows and chunks.
 class CpuDevice final : public Device {
@@ -66,9 +67,9 @@ class CpuDevice final : public Device {
 
   /// What one thread works with.
   struct ThreadScratch {
-    MatmulScratch matmul;
-    FloatRows gate;       // [max_rows, kOutputBlock]
-    FloatRows up;         // [max_rows, kOutputBlock]
+    ProductScratch product;
+    FloatRows gate;       // [max_rows, kWidestOutputBlock]
+    FloatRows up;         // [max_rows, kWidestOutputBlock]
     FloatRows outs;       // [queries of a task, head_dim]
     FloatRows span_outs;  // [queries of a task, head_dim]
     std::vector<Query> queries;
@@ -77,12 +78,16 @@ class CpuDevice final : public Device {
   };
 
   /// Calls body(first output, outputs, first row, rows, scratch) for the blocks of a matrix product, on all threads.
-  /// @param columns  inputs of the product.
+  /// @param outputs  the first ones of the matrix.
   template <typename Body>
-  void for_each_block(int outputs, int columns, int rows, Body&& body);
+  void for_each_block(const Matrix& weights, int outputs, int rows, Body&& body);
 
-  void multiply(const Matrix& weights, const FloatRows& x, int rows, FloatRows& out);
-  void normalise(const float* x, std::span<const float> weight, float* out) const;
+  void multiply(const Matrix& weights, const ProductInputs& x, int rows, FloatRows& out);
+
+  /// RMSNorm of one row of x into one of the inputs of a product with `weights`.
+  void normalise(int row, std::span<const float> norm, const Matrix& weights, int to);
+  /// Makes a row, which holds floats, ready for a product with `weights`.
+  void prepare(ProductInputs& x, int row, const Matrix& weights);
   void add_projected(int rows, std::span<const float> weight);
 
   void write_to_cache(std::span<const Piece> pieces, int layer);
@@ -99,23 +104,25 @@ class CpuDevice final : public Device {
 
   Model model_;
   const Config& config_;  // of model_
+  decltype(CpuOptions::observe_input) observe_input_;
   int max_rows_;
   int max_logit_rows_;
   ThreadPool pool_;
+  Int8Kernels int8_kernels_;
   KvStore cache_;
   std::vector<double> rope_frequencies_;  // [head_dim / 2] radians per position
   std::vector<ThreadScratch> scratch_;    // [threads]
 
   // Activations of the rows of a batch, [max_rows, ...].
-  FloatRows x_;          // [hidden]: the residual stream
-  FloatRows normed_;     // [hidden], as matmul_block wants it
-  FloatRows projected_;  // [hidden]: what is added to the residual stream
-  FloatRows qkv_;        // [qkv_size]
-  FloatRows attended_;   // [query_size]
-  FloatRows gated_;      // [intermediate]
-  FloatRows cos_;        // [head_dim / 2]
-  FloatRows sin_;        // [head_dim / 2]
-  FloatRows logits_;     // [max_logit_rows, vocab]
+  FloatRows x_;             // [hidden]: the residual stream
+  ProductInputs normed_;    // [hidden]
+  FloatRows projected_;     // [hidden]: what is added to the residual stream
+  FloatRows qkv_;           // [qkv_size]
+  ProductInputs attended_;  // [query_size]
+  ProductInputs gated_;     // [intermediate]
+  FloatRows cos_;           // [head_dim / 2]
+  FloatRows sin_;           // [head_dim / 2]
+  FloatRows logits_;        // [max_logit_rows, vocab]
 
   // Attention sums over single spans, while they wait to be merged.
   std::vector<AttentionSums> parts_;

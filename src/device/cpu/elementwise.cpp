@@ -174,10 +174,6 @@ double log_sum_exp(const float* x, int count) {
   return max + std::log(total);
 }
 
-void scale_embedding(const bf16* row, int count, float scale, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = to_float(row[i]) * scale;
-}
-
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace gemma
@@ -188,7 +184,6 @@ namespace gemma {
 
 HWY_EXPORT(rms_norm);
 HWY_EXPORT(add_rms_norm);
-HWY_EXPORT(scale_embedding);
 HWY_EXPORT(rotate);
 HWY_EXPORT(geglu);
 HWY_EXPORT(softcap);
@@ -200,10 +195,6 @@ void rms_norm(std::span<const float> x, std::span<const float> weight, float eps
 
 void add_rms_norm(std::span<const float> y, std::span<const float> weight, float eps, float* x) {
   HWY_DYNAMIC_DISPATCH(add_rms_norm)(y.data(), weight.data(), static_cast<int>(y.size()), eps, x);
-}
-
-void scale_embedding(std::span<const bf16> row, float scale, float* out) {
-  HWY_DYNAMIC_DISPATCH(scale_embedding)(row.data(), static_cast<int>(row.size()), scale, out);
 }
 
 void rotate(float* x, int head_dim, const float* cos, const float* sin, float scale) {

@@ -2,8 +2,6 @@
 
 #include <span>
 
-#include "device/device.h"
-#include "model/model.h"
 
 namespace gemma {
 
@@ -12,9 +10,6 @@ void rms_norm(std::span<const float> x, std::span<const float> weight, float eps
 
 /// x += the RMSNorm of y. All of one size.
 void add_rms_norm(std::span<const float> y, std::span<const float> weight, float eps, float* x);
-
-/// out = to_float(row) * scale.
-void scale_embedding(std::span<const bf16> row, float scale, float* out);
 
 /// Rotates the pairs (i, i + head_dim / 2) of one head by the angles of a position, and multiplies by `scale`.
 /// @param x         [head_dim]

@@ -9,7 +9,8 @@
 
 namespace gemma {
 
-/// Keys and values of one KV head at kPagePositions neighbouring positions, in the cache's type.
+/// Keys and values of one KV head at kPagePositions neighbouring positions, in the cache's type. In q8, each is followed
+/// by the positions' scales, [kPagePositions] float.
 struct KvBlock {
   const std::byte* keys = nullptr;    ///< [head_dim, kPagePositions]: a query meets all keys of the block at once
   const std::byte* values = nullptr;  ///< [kPagePositions, head_dim]
@@ -63,6 +64,7 @@ class KvStore {
   int local_layers_ = 0;
   int global_layers_ = 0;
   std::size_t block_bytes_ = 0;            // of the keys, and of the values, of one block
+  std::size_t scales_offset_ = 0;          // where the scales of such a part begin, if there are any
   std::vector<LayerKind> kinds_;           // of each layer
   std::vector<int> index_among_its_kind_;  // of each layer
   Memory rings_;

@@ -50,6 +50,7 @@ void check_shape(const Model& model, const KvLayout& layout) {
   require_32("heads times head size", config.query_size());
   require(config.vocab_size <= kMaxSampledVocab,
           "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
+  require(model.weights.types() == WeightTypes{}, "its weights are quantised, which only the CPU can compute with yet");
   if (layout.type != KvType::kBf16)
     throw Error("the CUDA device keeps its cache in bf16; leave out --kv-type, or use --device cpu");
 }
@@ -135,10 +136,10 @@ std::size_t check_memory(const Model& model, const CudaOptions& options, const G
   check_cuda(cudaMemGetInfo(&available, &total));
   if (needed > available) {
     throw OutOfMemory("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
-                gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
-                gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
-                std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
-                " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
+                      gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
+                      gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
+                      std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
+                      " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
   }
   return needed;
 }

@@ -116,7 +116,7 @@ Offsets lay_out(const Weights& weights, Plan& plan) {
     offsets.layers.push_back(at);
   }
   offsets.final_norm = plan.add(weights.final_norm);
-  offsets.head = weights.head.data == weights.embed.data ? offsets.embed : plan.add(weights.head);
+  offsets.head = weights.head.is_same_as(weights.embed) ? offsets.embed : plan.add(weights.head);
   return offsets;
 }
 

@@ -138,12 +138,5 @@ TEST_P(Elementwise, GatesWithTheTanhFormOfGelu) {
   }
 }
 
-TEST_P(Elementwise, ScalesEmbeddings) {
-  const std::vector<bf16> row = {to_bf16(1.5f), to_bf16(-3.0f), to_bf16(0.0f)};
-  std::vector<float> out(3);
-  scale_embedding(row, 48.0f, out.data());
-  EXPECT_EQ(out, (std::vector<float>{72, -144, 0}));
-}
-
 }  // namespace
 }  // namespace gemma

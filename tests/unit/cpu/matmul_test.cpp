@@ -1,8 +1,6 @@
 #include "device/cpu/matmul.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstring>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "unit/cpu/every_target.h"
+#include "unit/cpu/guarded_memory.h"
 
 namespace gemma {
 namespace {
@@ -20,31 +19,21 @@ GEMMA_ON_EVERY_TARGET(Matmul);
 /// A matrix that ends where readable memory ends.
 class GuardedMatrix {
  public:
-  GuardedMatrix(int rows, int columns, unsigned seed) : rows_(rows), columns_(columns) {
-    const std::size_t bytes = std::size_t{2} * rows * columns;
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    const std::size_t readable = (bytes + page - 1) / page * page;
-    bytes_ = readable + page;
-    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory_ == MAP_FAILED) throw std::bad_alloc();
-    if (mprotect(static_cast<char*>(memory_) + readable, page, PROT_NONE) != 0) throw std::bad_alloc();
-    data_ = reinterpret_cast<bf16*>(static_cast<char*>(memory_) + readable - bytes);
+  GuardedMatrix(int rows, int columns, unsigned seed)
+      : rows_(rows), columns_(columns), memory_(std::size_t{2} * rows * columns) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
-    for (std::size_t i = 0; i < bytes / 2; ++i) data_[i] = to_bf16(normal(random));
+    for (int i = 0; i < rows * columns; ++i) memory_.as<bf16>()[i] = to_bf16(normal(random));
   }
-  ~GuardedMatrix() { munmap(memory_, bytes_); }
-  GuardedMatrix(const GuardedMatrix&) = delete;
-  GuardedMatrix& operator=(const GuardedMatrix&) = delete;
 
-  Matrix view() const { return {WeightType::kBf16, rows_, columns_, data_}; }
+  Matrix view() const {
+    return {.type = WeightType::kBf16, .rows = rows_, .columns = columns_, .data = memory_.as<const bf16>()};
+  }
 
  private:
   int rows_;
   int columns_;
-  std::size_t bytes_ = 0;
-  void* memory_ = nullptr;
-  bf16* data_ = nullptr;
+  GuardedMemory memory_;
 };
 
 /// Inputs as they are, and as matmul_block wants them.

@@ -514,7 +514,8 @@ TEST_P(CacheOnDevice, MovesTheBytesOfSlotsThereAndBack) {
   Reader reader(GetParam(), model, options);
   Device& device = reader.device();
   const Config& config = model.config;
-  EXPECT_EQ(device.slot_bytes(), 2 * config.kv_size() * bytes_of(GetParam().cache) * config.local_layer_count());
+  EXPECT_EQ(device.slot_bytes(),
+            2 * config.kv_heads * head_bytes(GetParam().cache, config.head_dim) * config.local_layer_count());
   constexpr int kCount = 3;
   std::vector<std::byte> written(kCount * device.slot_bytes());
   for (std::size_t i = 0; i < written.size(); ++i) written[i] = static_cast<std::byte>(i % 61);

@@ -9,6 +9,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "model/dequantise.h"
 #include "model/input_file.h"
 #include "model/model_file.h"
 #include "model/weight_layout.h"
@@ -282,7 +283,7 @@ TEST(Convert, RefusesADamagedShard) {
   EXPECT_FALSE(std::filesystem::exists(place.output_path()));
 }
 
-TEST(Convert, RefusesASourceThatIsNoDirectory) {
+TEST(Convert, RefusesASourceThatIsNoModel) {
   const TemporaryDirectory directory;
   std::ofstream(directory / "model.gguf") << "GGUF...";
   std::ofstream(directory / "model.safetensors") << "text";
@@ -290,8 +291,101 @@ TEST(Convert, RefusesASourceThatIsNoDirectory) {
     return error_text([&] { convert({.source = directory / name, .output = directory / "out.gemma"}); });
   };
   EXPECT_THAT(message("model.gguf"), HasSubstr("is a GGUF file"));
-  EXPECT_THAT(message("model.safetensors"), HasSubstr("is a file. Give the Hugging Face directory"));
-  EXPECT_THAT(message("missing"), HasSubstr("there is no directory"));
+  EXPECT_THAT(message("model.safetensors"), HasSubstr("not a safetensors file"));
+  EXPECT_THAT(message("missing"), HasSubstr("there is no directory or file"));
+}
+
+// Converts the workplace's directory, and then converts what came of it again.
+class Requantiser {
+ public:
+  explicit Requantiser(Config config = small_config(32)) {
+    config.vocab_size = 4100;
+    place_.source = hf_directory(exact_model(config, tokenizer_model()), DType::kBf16);
+    place_.convert();
+  }
+
+  std::filesystem::path directory() const { return place_.source_path(); }
+  std::filesystem::path bf16_file() const { return place_.output_path(); }
+
+  // The bytes of the file that is made.
+  std::string convert(const std::filesystem::path& source, WeightTypes types) const {
+    const std::filesystem::path output = directory_ / "again.gemma";
+    gemma::convert({.source = source, .output = output, .types = types});
+    return contents(output);
+  }
+
+ private:
+  Workplace place_;
+  TemporaryDirectory directory_;
+};
+
+TEST(Convert, MakesTheSameFromAModelFileAsFromItsDirectory) {
+  const Requantiser place;
+  for (const WeightTypes types :
+       {WeightTypes{}, WeightTypes{WeightType::kQ8, WeightType::kQ8}, WeightTypes{WeightType::kQ4, WeightType::kQ8}}) {
+    EXPECT_TRUE(place.convert(place.bf16_file(), types) == place.convert(place.directory(), types));
+  }
+}
+
+TEST(Convert, QuantisesEveryMatrixAndKeepsNorms) {
+  const Requantiser place;
+  const TemporaryDirectory directory;
+  const WeightTypes types{WeightType::kQ4, WeightType::kQ8};
+  convert({.source = place.bf16_file(), .output = directory / "q4.gemma", .types = types});
+  Model quantised = load_model(directory / "q4.gemma");
+  EXPECT_EQ(quantised.weights.types(), types);
+  EXPECT_THAT(verify_model_file(directory / "q4.gemma", {}).damaged_tensors, testing::IsEmpty());
+
+  struct Collector {
+    std::vector<Matrix>& matrices;
+    std::vector<float>& norms;
+    void operator()(const std::string&, const Matrix& matrix, int, int) const { matrices.push_back(matrix); }
+    void operator()(const std::string&, std::span<const float> norm, int) const {
+      norms.insert(norms.end(), norm.begin(), norm.end());
+    }
+  };
+  std::vector<Matrix> before, after;
+  std::vector<float> norms_before, norms_after;
+  Model original = load_model(place.bf16_file());
+  visit_weights(original.config, original.weights, Collector{before, norms_before});
+  visit_weights(quantised.config, quantised.weights, Collector{after, norms_after});
+  EXPECT_EQ(norms_after, norms_before);
+  ASSERT_EQ(after.size(), before.size());
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    std::vector<float> expected(static_cast<std::size_t>(before[i].columns));
+    std::vector<float> found(expected.size());
+    // The test's weights are evenly distributed over two units: one step is at most two 15ths, or a 127th.
+    const float step = after[i].type == WeightType::kQ8 ? 1.0f / 127 : 2.0f / 15;
+    for (int row = 0; row < before[i].rows; ++row) {
+      dequantise(before[i], row, expected);
+      dequantise(after[i], row, found);
+      for (std::size_t j = 0; j < found.size(); ++j) ASSERT_NEAR(found[j], expected[j], step) << i << " " << row;
+    }
+  }
+}
+
+TEST(Convert, RefusesWhatCannotBeQuantised) {
+  const WeightTypes q4{WeightType::kQ4, WeightType::kQ8};
+  const TemporaryDirectory directory;
+  const auto message = [&](const std::filesystem::path& source) {
+    return error_text([&] { convert({.source = source, .output = directory / "out.gemma", .types = q4}); });
+  };
+  const Requantiser odd{small_config()};
+  EXPECT_THAT(message(odd.bf16_file()), HasSubstr("embed has rows of 48, which q8 cannot store"));
+
+  const Requantiser place;
+  convert({.source = place.bf16_file(), .output = directory / "q4.gemma", .types = q4});
+  EXPECT_THAT(message(directory / "q4.gemma"), HasSubstr("is quantised already (q4)"));
+
+  Workplace large;
+  Config config = small_config(32);
+  config.vocab_size = 4100;
+  large.source = hf_directory(exact_model(config, tokenizer_model()), DType::kF32);
+  const float value = 1e9f;
+  std::memcpy(large.source.tensor("model.layers.1.mlp.down_proj.weight").bytes.data() + 4 * (3 * 96 + 5), &value, 4);
+  large.convert();
+  EXPECT_THAT(message(large.source_path()), HasSubstr("has a number too large for q4 at [3, 5]"));
+  EXPECT_FALSE(std::filesystem::exists(directory / "out.gemma"));
 }
 
 TEST(Convert, NeverWritesOverItsSource) {
@@ -304,6 +398,8 @@ TEST(Convert, NeverWritesOverItsSource) {
   EXPECT_THAT(message(place.source_path() / "model.safetensors"), HasSubstr("is a file of the source"));
   EXPECT_THAT(message(place.source_path() / ".." / "source" / "config.json"), HasSubstr("is a file of the source"));
   EXPECT_THAT(message(place.source_path()), HasSubstr("it is a directory"));
+  EXPECT_THAT(error_text([&] { convert({.source = place.output_path(), .output = place.output_path()}); }),
+              HasSubstr("is a file of the source"));
   EXPECT_TRUE(contents(place.source_path() / "model.safetensors") == before);
 }
 

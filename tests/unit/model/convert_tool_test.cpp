@@ -24,8 +24,7 @@ using testing::IsEmpty;
 // Runs gemma-convert with its output in files of a directory.
 class Tool {
  public:
-  Tool() {
-    Config config = small_config();
+  explicit Tool(Config config = small_config()) {
     config.vocab_size = 4096;
     const std::string tokenizer = read_small_file(GEMMA_SOURCE_DIR "/tests/golden/tokenizer.model", 1 << 20);
     hf_ = hf_directory(exact_model(config, tokenizer), DType::kF32);
@@ -74,6 +73,37 @@ TEST(ConvertTool, MakesAModelAndSaysSoOnStandardError) {
   EXPECT_THAT(tool.standard_error(), IsEmpty());
 }
 
+TEST(ConvertTool, QuantisesTheEmbeddingTo8BitsUnlessToldOtherwise) {
+  const Tool tool(small_config(32));
+  const auto types_for = [&](const std::string& options) {
+    EXPECT_EQ(tool.run(tool.source() + " -o " + tool.output() + options), 0) << tool.standard_error();
+    return load_model(tool.output()).weights.types();
+  };
+  EXPECT_EQ(types_for(" --type bf16"), WeightTypes{});
+  EXPECT_EQ(types_for(" --type q8"), (WeightTypes{WeightType::kQ8, WeightType::kQ8}));
+  EXPECT_EQ(types_for(" --type q4"), (WeightTypes{WeightType::kQ4, WeightType::kQ8}));
+  EXPECT_THAT(tool.standard_error(), HasSubstr("q4 with the embedding in q8"));
+  EXPECT_EQ(types_for(" --type q4 --embed-type bf16"), (WeightTypes{WeightType::kQ4, WeightType::kBf16}));
+}
+
+TEST(ConvertTool, CalibratesOnATextWithTheModelItself) {
+  const Tool tool(small_config(32));
+  const std::string text = GEMMA_SOURCE_DIR "/tests/golden/calibration.txt";
+  const std::string with_text = " --type q4 --calibrate " + text;
+  EXPECT_EQ(tool.run(tool.source() + " -o " + tool.output() + with_text), 1);
+  EXPECT_THAT(tool.standard_error(), HasSubstr("it needs a .gemma file as its source. Make one first"));
+
+  const std::string bf16 = (tool.folder() / "bf16.gemma").string();
+  ASSERT_EQ(tool.run(tool.source() + " -o " + bf16), 0);
+  EXPECT_EQ(tool.run(bf16 + " -o " + tool.output() + " --calibrate " + text), 2);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + " --type q4"), 0);
+  const std::string plain = read_small_file(tool.output(), 10 << 20);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + with_text), 0) << tool.standard_error();
+  EXPECT_THAT(tool.standard_error(), HasSubstr("Calibrating on "));
+  EXPECT_FALSE(read_small_file(tool.output(), 10 << 20) == plain);
+  ASSERT_EQ(tool.run(bf16 + " -o " + tool.output() + " --type q4 --calibrate /no/such/text"), 1);
+}
+
 TEST(ConvertTool, TellsWrongUsageFromFailure) {
   const Tool tool;
   for (const std::string& wrong : {std::string(), tool.source(), tool.source() + " -o x --type q9",
@@ -86,7 +116,7 @@ TEST(ConvertTool, TellsWrongUsageFromFailure) {
   EXPECT_EQ(tool.run("--version"), 0);
   EXPECT_THAT(tool.standard_output(), HasSubstr("gemma-convert"));
   EXPECT_EQ(tool.run("/no/such/directory -o " + tool.output()), 1);
-  EXPECT_THAT(tool.standard_error(), HasSubstr("gemma-convert: there is no directory '/no/such/directory'"));
+  EXPECT_THAT(tool.standard_error(), HasSubstr("gemma-convert: there is no directory or file '/no/such/directory'"));
   EXPECT_EQ(tool.run(tool.source() + " -o /no/such/folder/model.gemma"), 1);
   EXPECT_TRUE(std::filesystem::is_empty(tool.folder()));
 }

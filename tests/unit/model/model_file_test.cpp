@@ -9,7 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "model/check_scales.h"
 #include "model/input_file.h"
+#include "model/matrix_parts.h"
 #include "model/model_writer.h"
 #include "model/weight_layout.h"
 #include "support/error_text.h"
@@ -44,9 +46,9 @@ class Image {
   std::byte storage_[512 * 1024];
 };
 
-std::string small_file(const Config& config) {
+std::string small_file(const Config& config, WeightTypes types = {}) {
   const TemporaryDirectory directory;
-  Model model = random_model(config, 5);
+  Model model = random_model(config, 5, false, types);
   model.defaults.stop_tokens = {1, 6};
   model.defaults.temperature = 0.7f;
   model.tokenizer = "a tokenizer";
@@ -74,7 +76,9 @@ void expect_same_weights(const Model& left, const Model& right) {
   struct Bytes {
     std::map<std::string, std::string>& all;
     void operator()(const std::string& name, const Matrix& matrix, int, int) const {
-      all[name] = {reinterpret_cast<const char*>(matrix.data), static_cast<std::size_t>(matrix.bytes())};
+      for (const std::span<const std::byte> part : bytes_of_parts(matrix)) {
+        all[name].append(reinterpret_cast<const char*>(part.data()), part.size());
+      }
     }
     void operator()(const std::string& name, std::span<const float> norm, int) const {
       all[name] = {reinterpret_cast<const char*>(norm.data()), norm.size_bytes()};
@@ -112,6 +116,33 @@ TEST(ModelFile, GivesBackWhatWasSaved) {
     expect_same_weights(loaded, model);
     EXPECT_THAT(verify_model_file(directory / "saved.gemma", {}).damaged_tensors, IsEmpty());
   }
+}
+
+TEST(ModelFile, GivesBackQuantisedWeights) {
+  for (const WeightTypes types :
+       {WeightTypes{WeightType::kQ8, WeightType::kQ8}, WeightTypes{WeightType::kQ4, WeightType::kQ8},
+        WeightTypes{WeightType::kQ4, WeightType::kBf16}, WeightTypes{WeightType::kQ4, WeightType::kQ4}}) {
+    const TemporaryDirectory directory;
+    Config config = small_config(32);
+    config.intermediate_size = 288;  // a block and a short one
+    config.is_embedding_tied = types.embed == WeightType::kBf16;
+    const Model model = random_model(config, 12, false, types);
+    save_model(model, directory / "saved.gemma");
+
+    const Model loaded = load_model(directory / "saved.gemma");
+    EXPECT_EQ(loaded.weights.types(), types);
+    EXPECT_EQ(loaded.weights.head.is_same_as(loaded.weights.embed), config.is_embedding_tied);
+    EXPECT_EQ(loaded.weights.bytes(), model.weights.bytes());
+    expect_same_weights(loaded, model);
+    EXPECT_THAT(verify_model_file(directory / "saved.gemma", {}).damaged_tensors, IsEmpty());
+  }
+}
+
+TEST(ModelFile, StoresQuantisedMatricesInTheBitsThatTheirTypesSay) {
+  Matrix matrix{.type = WeightType::kQ8, .rows = 100, .columns = 1024};
+  EXPECT_EQ(static_cast<double>(matrix.bytes()) * 8 / (100 * 1024), 8.5);
+  matrix.type = WeightType::kQ4;
+  EXPECT_EQ(static_cast<double>(matrix.bytes()) * 8 / (100 * 1024), 4.625);
 }
 
 TEST(ModelFile, AlignsEveryWeightThoughSizesAreOdd) {
@@ -265,6 +296,72 @@ TEST(ModelFile, SaysWhatIsWrongAndToConvertAgain) {
   for (const Case& bad : cases) {
     EXPECT_THAT(error_text([&] { Image(edited(file, bad.edit)).load(); }),
                 AllOf(HasSubstr("cannot load 'test.gemma'"), HasSubstr(bad.problem), HasSubstr(kAdvice)));
+  }
+}
+
+TEST(ModelFile, RefusesQuantisedMatricesWhosePartsDoNotFitTogether) {
+  struct Case {
+    const char* problem;
+    std::function<void(SafetensorsHeader&, nlohmann::json&)> edit;
+  };
+  auto tensor = [](SafetensorsHeader& header, const char* name) -> TensorInfo& {
+    return *std::find_if(header.tensors.begin(), header.tensors.end(),
+                         [name](auto& info) { return info.name == name; });
+  };
+  const Case cases[] = {
+      {"layers.0.attn.qkv.scales has shape [256, 1], but config says [256, 2]",
+       [tensor](auto& header, auto&) {
+         TensorInfo& scales = tensor(header, "layers.0.attn.qkv.scales");
+         scales.shape = {256, 1};
+         scales.bytes = 256;
+         const auto after = header.tensors.begin() + (&scales - header.tensors.data()) + 1;
+         header.tensors.insert(after, {.name = "rest", .type = DType::kU8, .shape = {256}, .bytes = 256});
+       }},
+      {"layers.0.attn.qkv.d has type BF16, but must have F16",
+       [tensor](auto& header, auto&) { tensor(header, "layers.0.attn.qkv.d").type = DType::kBf16; }},
+      {"embed.codes has type U8, but must have I8",
+       [tensor](auto& header, auto&) { tensor(header, "embed.codes").type = DType::kU8; }},
+      {"no tensor 'layers.2.mlp.down.minimums'",
+       [tensor](auto& header, auto&) { tensor(header, "layers.2.mlp.down.minimums").name = "mimimums"; }},
+      {"no tensor 'layers.1.mlp.down.m'",
+       [tensor](auto& header, auto&) { tensor(header, "layers.1.mlp.down.m").name = "layers.1.mlp.down.n"; }},
+      {"no hash of layers.1.attn.out.d", [](auto&, auto& json) { json["hashes"].erase("layers.1.attn.out.d"); }},
+      {"no weight type 'q3'", [](auto&, auto& json) { json["embed_type"] = "q3"; }},
+      {"no tensor 'embed'", [](auto&, auto& json) { json["embed_type"] = "bf16"; }},
+      {"embed.codes has type I8, but must have U8", [](auto&, auto& json) { json.erase("embed_type"); }},
+      {"no tensor 'layers.0.attn.qkv'", [](auto&, auto& json) { json["type"] = "bf16"; }},
+      {"embed has rows of 48, which q8 cannot store", [](auto&, auto& json) { json["config"]["hidden_size"] = 48; }},
+      {"layers.0.mlp.down has rows of 81, which q4 cannot store",
+       [](auto&, auto& json) { json["config"]["intermediate_size"] = 81; }},
+      {"layers.0.mlp.gate_up.codes has shape [192, 32], but config says [256, 32]",
+       [](auto&, auto& json) { json["config"]["intermediate_size"] = 128; }},
+  };
+  const std::string file = small_file(small_config(32), {WeightType::kQ4, WeightType::kQ8});
+  Image(edited(file, [](auto&, auto&) {})).load();
+  for (const Case& bad : cases) {
+    EXPECT_THAT(error_text([&] { Image(edited(file, bad.edit)).load(); }),
+                AllOf(HasSubstr("cannot load 'test.gemma'"), HasSubstr(bad.problem)));
+  }
+}
+
+TEST(ModelFile, FindsAScaleThatIsNotFinite) {
+  const std::string file = small_file(small_config(32), {WeightType::kQ4, WeightType::kQ8});
+  const SafetensorsHeader header = SafetensorsHeader::parse(std::as_bytes(std::span(file)), file.size(), "test");
+  check_scales(Image(file).load());
+  for (const char* name : {"embed.scales", "layers.0.attn.qkv.d", "layers.2.mlp.down.m"}) {
+    const TensorInfo& tensor = *header.find(name);
+    for (const std::uint64_t place : {tensor.offset, tensor.offset + tensor.bytes - 2}) {
+      for (const std::uint16_t bits : {0x7c00, 0xfc00, 0x7e00, 0x7c01, 0xffff}) {
+        Image image(file);
+        std::memcpy(image.bytes().data() + place, &bits, sizeof bits);
+        EXPECT_THAT(error_text([&] { check_scales(image.load()); }),
+                    AllOf(HasSubstr("cannot use 'test.gemma'"), HasSubstr(std::string(name) + " has a scale")));
+      }
+      Image image(file);
+      const std::uint16_t largest = 0xfbff;
+      std::memcpy(image.bytes().data() + place, &largest, sizeof largest);
+      check_scales(image.load());
+    }
   }
 }
 
