@@ -27,8 +27,8 @@ struct Wish {
   std::string text;     ///< the message, or what follows the command's name, without white space around it
 };
 
-/// "/name ..." is a command, "//..." on one line a message that begins with a slash. All else is a message as it stands:
-/// paths such as "/usr/bin", and pasted code that begins with a comment.
+/// "/name ..." is a command, "//..." on one line a message that begins with a slash. All else is a message as it
+/// stands: paths such as "/usr/bin", and pasted code that begins with a comment.
 /// @param text  valid UTF-8.
 Wish understand(const std::string& text);
 

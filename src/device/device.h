@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -50,6 +51,7 @@ class Device {
   virtual int max_rows() const = 0;                              ///< rows that a batch may have
   virtual int max_generated_rows() const { return max_rows(); }  ///< of them, generated rows
   virtual int max_logit_rows() const = 0;                        ///< rows whose logits are held at once
+  virtual int max_top_logprobs() const { return std::numeric_limits<int>::max(); }  ///< of OutputRow::top_logprobs
   virtual const KvLayout& kv_layout() const = 0;
 
   /// Bytes of the device's own memory that weights, cache and work space take; 0 where they lie in the host's memory.

@@ -257,6 +257,10 @@ RequestId Engine::submit(const Request& request, Callbacks callbacks) {
   Job job;
   job.wanted.sampling = resolve_sampling(options, state.model.defaults);
   job.wanted.top_logprobs = std::min(options.logprobs, state.model.config.vocab_size);
+  if (job.wanted.top_logprobs > state.device->max_top_logprobs()) {
+    throw Error("this device gives at most " + std::to_string(state.device->max_top_logprobs()) +
+                " log-probabilities a token");
+  }
   job.text = state.prompt_text(request);
   const int prompt_tokens = static_cast<int>(job.text.size());
   if (prompt_tokens >= state.info.context) {

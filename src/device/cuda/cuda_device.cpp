@@ -598,9 +598,7 @@ void CudaDevice::sample(const Batch& batch, int first, int count, std::span<Outp
   const auto outputs = std::span(batch.outputs).subspan(size(first), size(count));
   int most_top = 0;
   for (const OutputRow& output : outputs) {
-    if (output.top_logprobs > kMaxTopLogprobs) {
-      throw Error("the CUDA device gives at most " + std::to_string(kMaxTopLogprobs) + " log-probabilities a token");
-    }
+    assert(output.top_logprobs <= kMaxTopLogprobs);
     pending.top_counts.push_back(std::min(output.top_logprobs, config_.vocab_size));
     most_top = std::max(most_top, pending.top_counts.back());
   }

@@ -29,6 +29,7 @@ class CudaDevice final : public Device {
   int max_rows() const override { return max_rows_; }
   int max_generated_rows() const override { return decode_rows_; }
   int max_logit_rows() const override { return logit_rows_; }
+  int max_top_logprobs() const override { return kMaxTopLogprobs; }
   const KvLayout& kv_layout() const override { return layout_; }
   std::size_t memory_bytes() const override { return planned_bytes_; }
 
