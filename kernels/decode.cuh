@@ -1,6 +1,7 @@
 #pragma once
 
-// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode.cu.
+// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode.cu and
+// decode_many.cu.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -10,7 +11,14 @@
 namespace gemma {
 
 /// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
-inline constexpr int kDecodeRows = 16;
+inline constexpr int kDecodeRows = 64;
+
+/// Up to so many rows have their activations in shared memory. More leave their products' sums piece by piece.
+inline constexpr int kFewRows = 16;
+
+/// Products' inputs (normalized, attended, activated) have room for whole tiles of so many rows: see decode_product.cuh
+/// and decode_many_product.cuh for their order.
+inline constexpr int kRowsInFragment = 16;
 
 /// Blocks of 64 keys whose attention is combined at once, and then the results of these groups.
 inline constexpr int kBlocksInGroup = 16;
@@ -95,15 +103,16 @@ struct DecodeModel {
   const int* page_table;  ///< [rows, max_pages]
 
   float* residual[2];         ///< [rows, hidden], used in turn
-  __nv_bfloat16* normalized;  ///< [rows, hidden], in operand order (decode_product.cuh); for more rows than one
-  float* qkv;                 ///< [rows, (heads + 2 * kv_heads) * head_dim]
+  __nv_bfloat16* normalized;  ///< [rows, hidden]: the next product's input; for more rows than one
+  int rows_held;              ///< of qkv and projected, which more than kFewRows rows have once for each piece
+  float* qkv;                 ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
   float* partials;            ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
   float2* partial_sums;       ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
   float* group_partials;      ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
   float2* group_sums;         ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;    ///< [rows, heads * head_dim], likewise
-  float* projected;           ///< [rows, hidden]
-  __nv_bfloat16* activated;   ///< [rows, intermediate], likewise
+  __nv_bfloat16* attended;    ///< [rows, heads * head_dim]: the next product's input
+  float* projected;           ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
+  __nv_bfloat16* activated;   ///< [rows, intermediate]: the next product's input
   float* logits;              ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
@@ -114,18 +123,18 @@ struct DecodeModel {
 /// Groups that max_blocks blocks make.
 inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1) / kBlocksInGroup; }
 
-/// Rows that one launch can hold on the present GPU: kDecodeRows, or fewer where shared memory is short.
-/// @throws Error if not even one fits, or the rows are longer than the kernel can hold.
-int decode_rows_at_once(int hidden);
+/// Refuses rows that the kernels cannot take on the present GPU.
+/// @throws Error if shared memory is too short, or the rows are longer than the kernels can hold.
+void check_decode(int hidden);
 
 /// Elements that DecodeModel::exchange must have on the present GPU.
 std::size_t decode_exchange_size();
 
 /// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
 /// the rows' positions appended to the cache.
-/// @param max_rows  1, or up to decode_rows_at_once(): one row has a kernel of its own. A row gets the same bits from
-/// both.
+/// @param rows  *model.row_count: 1 to kDecodeRows. One row, and up to 16, 32 and 64, have kernels of their own, all of
+/// which give a row the same bits.
 /// @throws Error if a launch fails.
-void launch_decode(const DecodeModel& model, int max_rows, cudaStream_t stream);
+void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream);
 
 }  // namespace gemma

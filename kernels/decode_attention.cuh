@@ -1,6 +1,6 @@
 #pragma once
 
-// Attention of up to 16 rows over keys and values that arrive through the stream.
+// Attention of any number of rows over keys and values that arrive through the stream.
 //
 // It goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order
 // in groups of 16 by whichever thread block finishes last, and then the groups.
@@ -77,6 +77,13 @@ struct BlockRun {
   __device__ int blocks_in_group() const { return min(kBlocksInGroup, range.blocks() - group() * kBlocksInGroup); }
 };
 
+/// Which of the blocks of keys of all rows a thread block works on.
+struct AttentionShare {
+  int first, last;   // [first, last): row by row, in a row by KV head
+  int row;           // that the first is of
+  int first_in_row;  // the row's first
+};
+
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
 /// block of the grid gets an equal share. Goes through the runs of this one.
 class BlockRuns {
@@ -93,6 +100,13 @@ class BlockRuns {
     last_ = share.last;
     before_ = 0;
     run_.row = 0;
+    find(model, shared, layer);
+  }
+  /// With the share worked out beforehand.
+  __device__ BlockRuns(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
+                       const AttentionShare& share)
+      : item_(share.first), last_(share.last), before_(share.first_in_row) {
+    run_.row = share.row;
     find(model, shared, layer);
   }
 
@@ -284,42 +298,43 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
 
 /// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
 /// its key and value, which go into the cache, too. What the product has left is asked for all at once.
-__device__ inline void prepare_attention(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
-                                         AttentionScratch& scratch, const BlockRun& run, int first_head, int heads) {
+template <class QkvRow>
+__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
+                                  AttentionScratch& scratch, const BlockRun& run, int first_head, int heads,
+                                  const QkvRow& qkv) {
   const int head_dim = model.head_dim;
   const int half = head_dim / 2;
   const int position = run.range.last;
   const int own_block = position / kBlockKeys;
   const bool has_own = own_block < run.first + run.count;
   const int unit = has_own ? cache_unit(model, shared, layer, run.row, own_block) : 0;
-  const float* qkv = model.qkv + static_cast<std::size_t>(run.row) * (model.heads + 2 * model.kv_heads) * head_dim;
-  const float* queries = qkv + first_head * head_dim;
-  const float* key = qkv + (model.heads + run.kv_head) * head_dim;
-  const float* value = key + model.kv_heads * head_dim;
+  const int queries = first_head * head_dim;
+  const int key = (model.heads + run.kv_head) * head_dim;
+  const int value = key + model.kv_heads * head_dim;
   const float2* rope = model.rope + static_cast<std::size_t>(position) * half;
   for (int dim = thread_index(); dim < head_dim; dim += kConsumers) {
     const bool is_first = dim < half;
     const int across = is_first ? dim + half : dim - half;
-    float x[kHeadsAtOnce + 1] = {}, y[kHeadsAtOnce + 1] = {};
-    float new_value = 0;
+    // Elements and what they are rotated with: of each query, then of the key; and the value's.
+    constexpr int kKey = 2 * kHeadsAtOnce, kValue = kKey + 2;
+    int at[kValue + 1];
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
-      if (h >= heads) continue;
-      x[h] = __ldcg(queries + h * head_dim + dim);
-      y[h] = __ldcg(queries + h * head_dim + across);
+      at[2 * h] = h < heads ? queries + h * head_dim + dim : -1;
+      at[2 * h + 1] = h < heads ? queries + h * head_dim + across : -1;
     }
-    if (has_own) {
-      x[kHeadsAtOnce] = __ldcg(key + dim);
-      y[kHeadsAtOnce] = __ldcg(key + across);
-      new_value = __ldcg(value + dim);
-    }
+    at[kKey] = has_own ? key + dim : -1;
+    at[kKey + 1] = has_own ? key + across : -1;
+    at[kValue] = has_own ? value + dim : -1;
+    float x[kValue + 1];
+    qkv.read(at, x);
     const float2 turn = __ldg(rope + (is_first ? dim : across));
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h)
-      scratch.query[h][dim] = rotated(x[h], y[h], turn, is_first) * model.query_scale;
+      scratch.query[h][dim] = rotated(x[2 * h], x[2 * h + 1], turn, is_first) * model.query_scale;
     if (!has_own) continue;
-    const __nv_bfloat16 cached_key = __float2bfloat16_rn(rotated(x[kHeadsAtOnce], y[kHeadsAtOnce], turn, is_first));
-    const __nv_bfloat16 cached_value = __float2bfloat16_rn(new_value);
+    const __nv_bfloat16 cached_key = __float2bfloat16_rn(rotated(x[kKey], x[kKey + 1], turn, is_first));
+    const __nv_bfloat16 cached_value = __float2bfloat16_rn(x[kValue]);
     scratch.new_key[dim] = __bfloat162float(cached_key);
     scratch.new_value[dim] = __bfloat162float(cached_value);
     const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
@@ -383,7 +398,9 @@ __device__ inline bool report_done(const Shared& shared, unsigned* arrivals, int
 }
 
 /// After a run's partial results are written: combines what is complete with it, its group and then all groups.
-__device__ inline void combine_blocks(const DecodeModel& model, const Shared& shared, const BlockRun& run) {
+template <class Attended>
+__device__ void combine_blocks(const DecodeModel& model, const Shared& shared, const Attended& attended,
+                               const BlockRun& run) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   const int first_head = run.row * model.heads + run.kv_head * group_heads;
@@ -395,8 +412,7 @@ __device__ inline void combine_blocks(const DecodeModel& model, const Shared& sh
 
   const auto finish = [&](int head, int dim, float2 values, const Softmax& softmax) {
     const int element = (run.kv_head * group_heads + head) * head_dim + dim;
-    const std::size_t width = static_cast<std::size_t>(model.heads) * head_dim;
-    __stcg(reinterpret_cast<std::uint32_t*>(model.attended + run.row * width + operand_order(element)),
+    __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)),
            pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
   };
   if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
@@ -429,9 +445,11 @@ __device__ inline void combine_blocks(const DecodeModel& model, const Shared& sh
       [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
 }
 
-template <int kLaneDims>
+/// @param qkv       what the last product gave: qkv.row(i).read() as ProductRow's
+/// @param attended  the next product's input: attended.at(row, column)
+template <int kLaneDims, class Qkv, class Attended>
 __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared& shared, BlockRuns& runs,
-                       int& next_piece) {
+                       const Qkv& qkv, const Attended& attended, int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
@@ -447,7 +465,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
         const int first_head = run.kv_head * group_heads + first;
         // With no more heads than are worked on at once, the queries serve the whole run.
         if (block == run.first || group_heads > kHeadsAtOnce)
-          prepare_attention(model, shared, layer, scratch, run, first_head, heads);
+          prepare_attention(model, shared, layer, scratch, run, first_head, heads, qkv.row(run.row));
         consumer_barrier();
         if (part < parts) {
           attend_part<kLaneDims>(model, shared, scratch, next_piece + part, run.range, first_key, heads, part);
@@ -468,7 +486,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
       }
       next_piece += parts;
     }
-    combine_blocks(model, shared, run);
+    combine_blocks(model, shared, attended, run);
     consumer_barrier();  // before the next run's queries take the place of this one's
   }
 }

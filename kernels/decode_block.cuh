@@ -10,6 +10,8 @@
 namespace gemma {
 
 inline constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
+inline constexpr int kMinStages = 3;
+inline constexpr int kMaxStages = 32;
 
 /// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
 /// in registers (or rather spilled from them) from one end of the kernel to the other.
@@ -24,15 +26,68 @@ __device__ inline int lane_index() { return static_cast<int>(threadIdx.x % 32); 
 /// What a thread block has in shared memory.
 struct Shared {
   Stream stream;
-  __nv_bfloat16* operand;  // [rows, operand_pitch(hidden)]: the normalised residual
-  float* scratch;          // kScratchBytes
-  float* carried;          // [2, rows, kPieceRows]: sums of a tile that go on from one round of a product to the next
-  float* sums;             // [2, kConsumerWarps]
+  float* scratch;  // [scratch_bytes]
+  float* carried;  // [2, rows, kPieceRows]: sums of a tile that go on from one round of a product to the next
+  float* sums;     // [2, kConsumerWarps]
   int* is_last;
-  int* token;  // [kDecodeRows], and so are the next two: read from the model once
+  int* token;  // [rows], and so are the next two: read from the model once
   int* position;
   int* ring;
+  char* rest;  // behind all of these, aligned to 16 bytes
 };
+
+/// How much of it a kernel has.
+struct BlockSizes {
+  int scratch_bytes;
+  int carried_rows;
+  int rows;
+
+  __host__ __device__ constexpr int carried_bytes() const { return 2 * carried_rows * kPieceRows * 4; }
+  /// Carried sums; sums, the flag, and the rows' tokens, positions and rings; then the stages' barriers.
+  __host__ __device__ constexpr int small_bytes() const {
+    return carried_bytes() + (4 * (2 * kConsumerWarps + 1 + 3 * rows) + 15) / 16 * 16 + 16 * kMaxStages;
+  }
+  /// All but the stages, up to Shared::rest.
+  __host__ __device__ constexpr int fixed_bytes() const { return scratch_bytes + small_bytes(); }
+};
+
+/// By all threads of a block: deals out its shared memory, makes the stream's barriers ready, and reads what the rows
+/// are.
+/// @param memory  aligned to 1024 bytes, as pieces of weights must be
+__device__ __forceinline__ Shared set_up_block(const DecodeModel& model, char* memory, int stages,
+                                               const BlockSizes& sizes, int rows) {
+  Shared shared;
+  shared.stream.stage_memory = memory;
+  shared.stream.stages = stages;
+  shared.stream.stages_inverse = 0xffffffffu / static_cast<unsigned>(stages) + 1;
+  char* next = memory + static_cast<std::size_t>(stages) * kStageBytes;
+  shared.scratch = reinterpret_cast<float*>(next);
+  next += sizes.scratch_bytes;
+  shared.carried = reinterpret_cast<float*>(next);
+  shared.sums = reinterpret_cast<float*>(next + sizes.carried_bytes());
+  shared.is_last = reinterpret_cast<int*>(shared.sums + 2 * kConsumerWarps);
+  shared.token = shared.is_last + 1;
+  shared.position = shared.token + sizes.rows;
+  shared.ring = shared.position + sizes.rows;
+  shared.rest = next + sizes.small_bytes();
+  shared.stream.full = reinterpret_cast<std::uint64_t*>(shared.rest - 16 * kMaxStages);
+  shared.stream.empty = shared.stream.full + kMaxStages;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      barrier_init(&shared.stream.full[i], producer_threads());
+      barrier_init(&shared.stream.empty[i], 1);
+    }
+    fence_barrier_init();
+  }
+  if (threadIdx.x < static_cast<unsigned>(rows)) {
+    shared.token[threadIdx.x] = model.token[threadIdx.x];
+    shared.position[threadIdx.x] = model.position[threadIdx.x];
+    shared.ring[threadIdx.x] = model.ring[threadIdx.x];
+  }
+  __syncthreads();
+  return shared;
+}
 
 /// Neighbouring items of all those that are dealt out.
 struct Share {

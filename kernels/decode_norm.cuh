@@ -49,9 +49,15 @@ class ResidualRow {
   }
 
   /// x += RMSNorm(added)
-  __device__ void add(const Shared& shared, const float* added, float eps) {
-    float4 more[kMaxUnits] = {};
-    each_unit([&](int i, int unit) { more[i] = __ldcg(reinterpret_cast<const float4*>(added) + unit); });
+  /// @param added  what the last product gave: ProductRow, or alike
+  template <class AddedRow>
+  __device__ void add(const Shared& shared, const AddedRow& added, float eps) {
+    int units[kMaxUnits];
+#pragma unroll
+    for (int i = 0; i < kMaxUnits; ++i) units[i] = -1;
+    each_unit([&](int i, int unit) { units[i] = unit; });
+    float4 more[kMaxUnits];
+    added.read(units, more);
     float squares = 0;
     each_unit([&](int i, int) { squares = add_squares(squares, more[i]); });
     const float scale = rsqrtf(fmaf(row_sum(shared.sums, squares), inverse_hidden_, eps));
@@ -64,7 +70,9 @@ class ResidualRow {
   }
 
   /// Writes RMSNorm(x) as a product's input.
-  __device__ void normalize(const Shared& shared, float eps, __nv_bfloat16* operand) const {
+  /// @param at  where a column of it goes: columns 2i and 2i + 1 are neighbours
+  template <class At>
+  __device__ void normalize(const Shared& shared, float eps, const At& at) const {
     float squares = 0;
     each_unit([&](int i, int) { squares = add_squares(squares, x_[i]); });
     const float scale = rsqrtf(fmaf(row_sum(shared.sums + kConsumerWarps, squares), inverse_hidden_, eps));
@@ -73,8 +81,8 @@ class ResidualRow {
                         __fmul_rn(__fmul_rn(x_[i].y, scale), 1.0f + next_norm_[i].y),
                         __fmul_rn(__fmul_rn(x_[i].z, scale), 1.0f + next_norm_[i].z),
                         __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
-      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit)) = pack_bf16(x.x, x.y);
-      *reinterpret_cast<std::uint32_t*>(operand + operand_order(4 * unit + 2)) = pack_bf16(x.z, x.w);
+      *reinterpret_cast<std::uint32_t*>(at(4 * unit)) = pack_bf16(x.x, x.y);
+      *reinterpret_cast<std::uint32_t*>(at(4 * unit + 2)) = pack_bf16(x.z, x.w);
     });
   }
 

@@ -24,11 +24,38 @@ __device__ inline int operand_order(int column) {
 /// Distance of rows of a product's input in shared memory, such that two rows fall into different halves of the banks.
 __host__ __device__ inline int operand_pitch(int columns) { return columns + ((columns * 2) % 128 == 0 ? 32 : 0); }
 
+/// A product's output: rows of float32 in global memory, written by all blocks of the grid.
+struct ProductRow {
+  const float* outputs;
+
+  /// Reads several numbers, or (as float4) units of four, asking for all of them together.
+  /// @param at  -1: none, gives 0
+  template <class Value, int kCount>
+  __device__ void read(const int (&at)[kCount], Value (&values)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      values[i] = Value{};
+      if (at[i] >= 0) values[i] = __ldcg(reinterpret_cast<const Value*>(outputs) + at[i]);
+    }
+  }
+};
+
+struct Product {
+  float* rows;
+  int width;
+
+  __device__ ProductRow row(int i) const { return {rows + static_cast<std::size_t>(i) * width}; }
+};
+
 /// A product's input: rows of bf16 in operand order, in shared or in global memory.
 struct Operand {
-  const __nv_bfloat16* rows;
+  __nv_bfloat16* rows;
   int pitch;
 
+  /// Where an element is; columns 2i and 2i + 1 are neighbours.
+  __device__ __nv_bfloat16* at(int row, int column) const {
+    return rows + static_cast<std::size_t>(row) * pitch + operand_order(column);
+  }
   /// What a lane feeds to the tensor cores for 32 columns.
   __device__ uint4 read(int row, int column) const {
     return *reinterpret_cast<const uint4*>(rows + row * pitch + column + lane_index() % 4 * 8);

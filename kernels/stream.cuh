@@ -27,8 +27,21 @@ __device__ inline int swizzled(int row, int column) {
   return column / 64 * (kPieceRows * 64) + row * 64 + (((column / 8) % 8) ^ row) * 8;
 }
 
-/// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages and is consumed by warp
-/// i % kConsumerWarps.
+/// A place in the ring that moves on piece by piece.
+struct RingPlace {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ void advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages. It is consumed by warp
+/// i % kConsumerWarps, or by all warps together.
 struct Stream {
   char* stage_memory;    // [stages, kStageBytes]
   std::uint64_t* full;   // [stages]: a piece has arrived
@@ -36,9 +49,11 @@ struct Stream {
   int stages;
   unsigned stages_inverse;  // of 2^32, rounded up
 
-  __device__ __nv_bfloat16* stage(int piece) const {
-    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage_index(piece) * kStageBytes);
+  __device__ __nv_bfloat16* memory(int stage) const {
+    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage * kStageBytes);
   }
+  __device__ __nv_bfloat16* stage(int piece) const { return memory(stage_index(piece)); }
+  __device__ RingPlace place(int piece) const { return {stage_index(piece), static_cast<unsigned>(turn(piece)) & 1}; }
   __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
   __device__ void release(int piece) const {
@@ -52,19 +67,6 @@ struct Stream {
     return static_cast<int>(__umulhi(static_cast<unsigned>(piece), stages_inverse));
   }
   __device__ int stage_index(int piece) const { return piece - turn(piece) * stages; }
-};
-
-/// A place in the ring that moves on piece by piece.
-struct RingPlace {
-  int stage = 0;
-  unsigned parity = 0;
-
-  __device__ void advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
 };
 
 /// The producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes
@@ -122,9 +124,7 @@ class Producer {
   }
 
  private:
-  __device__ __nv_bfloat16* stage() const {
-    return reinterpret_cast<__nv_bfloat16*>(stream_.stage_memory + next_.stage * kStageBytes);
-  }
+  __device__ __nv_bfloat16* stage() const { return stream_.memory(next_.stage); }
   __device__ std::uint64_t* full() const { return &stream_.full[next_.stage]; }
 
   __device__ void begin(unsigned bytes) {

@@ -48,6 +48,7 @@ void check_shape(const Model& model, const KvLayout& layout) {
   require_32("the hidden size", config.hidden_size);
   require_32("the intermediate size", config.intermediate_size);
   require_32("heads times head size", config.query_size());
+  check_decode(config.hidden_size);
   require(config.vocab_size <= kMaxSampledVocab,
           "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
   require(model.weights.types() == WeightTypes{}, "its weights are quantised, which only the CPU can compute with yet");
@@ -58,33 +59,33 @@ void check_shape(const Model& model, const KvLayout& layout) {
 /// How many elements everything has that lies in the GPU's memory, weights aside.
 struct Sizes {
   int decode_rows;  // generated rows of a step
-  int group_rows;   // of them, those of one launch
+  int group_rows;   // of them, those of one launch, each of another sequence
   int max_pages, max_blocks, groups_of_blocks;
   std::size_t rope, rings, pages;
   std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
-  std::size_t decode_inputs, decode_normalized, decode_exchange, decode_qkv, partials, partial_sums, group_partials,
-      group_sums, arrivals;
+  std::size_t decode_inputs, decode_residual, decode_exchange, decode_qkv, decode_projected;
+  std::size_t decode_normalized, decode_attended, decode_activated;
+  std::size_t partials, partial_sums, group_partials, group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
   std::size_t cache_bytes() const { return 2 * (rings + pages); }
   std::size_t work_bytes() const {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
            2 * (normed + q + 2 * kv + attended + activated) +
-           4 * (decode_inputs + decode_qkv + partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) +
-           (2 + 2 * 4) * decode_normalized + 8 * decode_exchange +
-           2 * size(group_rows) * (attended_width + activated_width) + 4 * size(group_rows) * hidden + 4 * logits +
+           4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
+           2 * (decode_normalized + decode_attended + decode_activated) + 8 * decode_exchange +
+           4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
            workspace;
   }
-  std::size_t attended_width, activated_width, hidden;
 };
 
 Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& gemm) {
   const KvLayout& kv = options.kv;
   Sizes s{};
   s.decode_rows = std::max(kv.rings, std::min(options.max_rows, kMaxDecodeRows));
-  s.group_rows = std::min(decode_rows_at_once(config.hidden_size), s.decode_rows);
+  s.group_rows = std::min(kDecodeRows, kv.rings);
   s.max_pages = ceil_div(kv.context, kPagePositions);
   s.max_blocks = s.max_pages + 1;
   s.groups_of_blocks = max_groups(s.max_blocks);
@@ -107,17 +108,21 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& g
   const std::size_t group = size(s.group_rows);
   const std::size_t heads = group * size(config.heads);
   s.decode_inputs = decode_rows * (2 + size(s.max_pages)) + 2 * (decode_rows + logit_rows);
-  s.decode_normalized = group * size(config.hidden_size);
+  s.decode_residual = 2 * group * size(config.hidden_size);
   s.decode_exchange = decode_exchange_size();
-  s.decode_qkv = group * size(config.qkv_size());
+  const auto pieces = [](int columns) { return size(ceil_div(columns, kPieceColumns)); };
+  s.decode_qkv = pieces(config.hidden_size) * group * size(config.qkv_size());
+  s.decode_projected =
+      pieces(std::max(config.query_size(), config.intermediate_size)) * group * size(config.hidden_size);
+  const std::size_t whole_tiles = size(ceil_div(s.group_rows, kRowsInFragment) * kRowsInFragment);
+  s.decode_normalized = whole_tiles * size(config.hidden_size);
+  s.decode_attended = whole_tiles * size(config.query_size());
+  s.decode_activated = whole_tiles * size(config.intermediate_size);
   s.partial_sums = heads * size(s.max_blocks);
   s.partials = s.partial_sums * size(config.head_dim);
   s.group_sums = heads * size(s.groups_of_blocks);
   s.group_partials = s.group_sums * size(config.head_dim);
   s.arrivals = group * size(config.kv_heads) * size(s.groups_of_blocks + 1);
-  s.attended_width = size(config.query_size());
-  s.activated_width = size(config.intermediate_size);
-  s.hidden = size(config.hidden_size);
 
   s.logits = (decode_rows + logit_rows) * logits_pitch(config);
   s.answers = std::max(decode_rows, logit_rows);
@@ -205,7 +210,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   activated_ = Buffer<__nv_bfloat16>(sizes.activated);
 
   decode_inputs_ = Buffer<int>(sizes.decode_inputs);
-  decode_residual_ = Buffer<float>(2 * sizes.decode_normalized);
+  decode_residual_ = Buffer<float>(sizes.decode_residual);
   decode_normalized_ = Buffer<__nv_bfloat16>(sizes.decode_normalized);
   decode_exchange_ = Buffer<unsigned long long>(sizes.decode_exchange);
   decode_qkv_ = Buffer<float>(sizes.decode_qkv);
@@ -213,9 +218,9 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_partial_sums_ = Buffer<float2>(sizes.partial_sums);
   decode_group_partials_ = Buffer<float>(sizes.group_partials);
   decode_group_sums_ = Buffer<float2>(sizes.group_sums);
-  decode_projected_ = Buffer<float>(size(group_rows_) * sizes.hidden);
-  decode_attended_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.attended_width);
-  decode_activated_ = Buffer<__nv_bfloat16>(size(group_rows_) * sizes.activated_width);
+  decode_projected_ = Buffer<float>(sizes.decode_projected);
+  decode_attended_ = Buffer<__nv_bfloat16>(sizes.decode_attended);
+  decode_activated_ = Buffer<__nv_bfloat16>(sizes.decode_activated);
   decode_arrivals_ = Buffer<unsigned>(sizes.arrivals);
   step_graphs_.resize(size(decode_rows_) + 1);
 
@@ -231,6 +236,10 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   clear(rings_, stream_);
   clear(pages_, stream_);
   clear(decode_arrivals_, stream_);
+  // Rows of a fragment that do not exist are read, though not used.
+  clear(decode_normalized_, stream_);
+  clear(decode_attended_, stream_);
+  clear(decode_activated_, stream_);
   clear(sample_workspace_, stream_);
   for (Pending& pending : pending_) {
     pending.rows = PinnedBuffer<SampleRow>(sizes.answers);
@@ -296,6 +305,7 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.residual[0] = decode_residual_.data();
   m.residual[1] = decode_residual_.data() + size(group_rows_) * size(config_.hidden_size);
   m.normalized = decode_normalized_.data();
+  m.rows_held = group_rows_;
   m.qkv = decode_qkv_.data();
   m.partials = decode_partials_.data();
   m.partial_sums = decode_partial_sums_.data();
@@ -366,7 +376,7 @@ void CudaDevice::launch_decodes(std::span<const int> wave_ends, cudaStream_t str
   for (int end : wave_ends) {
     for (; first < end; first = std::min(first + group_rows_, end)) {
       const int rows = std::min(group_rows_, end - first);
-      launch_decode(decode_model(first, launch++), rows == 1 ? 1 : group_rows_, stream);
+      launch_decode(decode_model(first, launch++), rows, stream);
     }
   }
 }

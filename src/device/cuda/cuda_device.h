@@ -19,7 +19,7 @@
 namespace gemma::cuda {
 
 /// Gemma 2 on an NVIDIA GPU. Prompt rows go through the seven steps one kernel after the other; generated rows go
-/// through decode_at_once, one persistent kernel for all steps (kernels/decode.cu).
+/// through decode_at_once, one persistent kernel for all steps (kernels/decode.cuh).
 class CudaDevice final : public Device {
  public:
   CudaDevice(const Model& model, const CudaOptions& options);

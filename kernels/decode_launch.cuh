@@ -1,0 +1,50 @@
+#pragma once
+
+// How the kernels that decode are launched: one block on each multiprocessor, all at once, since they wait for each
+// other.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <type_traits>
+
+#include "cuda_error.h"
+#include "decode.cuh"
+#include "stream.cuh"
+
+namespace gemma {
+
+inline int device_attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+/// Bytes that one block can have.
+inline int shared_memory_of_block() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+template <class... Parameters>
+void launch_on_all_multiprocessors(void (*kernel)(Parameters...), int shared_bytes, cudaStream_t stream,
+                                   const std::type_identity_t<Parameters>&... parameters) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(multiprocessors()));
+  config.blockDim = dim3(kDecodeThreads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = stream;
+  // All blocks must run at once: they wait for each other.
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, parameters...));
+}
+
+/// launch_decode for any number of rows: decode_many.cu. The counter of the grid barrier must be zero.
+void launch_decode_many(const DecodeModel& model, int rows, cudaStream_t stream);
+
+}  // namespace gemma

@@ -1,0 +1,387 @@
+#pragma once
+
+// Matrix products of 17 to 64 rows with streamed weights, on the tensor cores: each weight is read once for all rows.
+//
+// So many rows' activations fit neither into shared memory beside the stream, nor could they be read from there for
+// every tile in the time that the tile's weights take to arrive. So a block works on panels: one piece of 512 columns
+// of many tiles, one tile after the other. The eight warps hold the rows' activations of these columns in registers,
+// each two of the eight step classes of half the rows; each multiplies every tile of the panel by what it holds. What
+// the classes give is added up through shared memory.
+//
+// The order of sums is that of decode_product.cuh, and so are the bits.
+
+#include "decode_block.cuh"
+#include "decode_product.cuh"
+
+namespace gemma {
+
+/// Tiles that are multiplied between two barriers.
+inline constexpr int kTilesAtOnce = 2;
+static_assert(kTilesAtOnce <= kMinStages && kTilesAtOnce <= kConsumerWarps);
+
+/// Tiles of one piece of columns that a block works on one after the other: first_tile, first_tile + tile_step, ...
+struct Panel {
+  int column;
+  int first_tile, tile_step, tiles;
+};
+
+/// The panels of a product whose sums over pieces are added up by whoever reads them. All pieces of all tiles, one
+/// piece after the other, are shared out evenly; a block reads little of the activations.
+class SplitPanels {
+ public:
+  __device__ explicit SplitPanels(const MatrixShape& matrix) : tiles_(matrix.tiles()) {
+    const int grid = static_cast<int>(gridDim.x);
+    const int block = static_cast<int>(blockIdx.x);
+    const int all = tiles_ * matrix.pieces_in_tile();
+    next_ = block * (all / grid) + min(block, all % grid);
+    end_ = next_ + all / grid + (block < all % grid ? 1 : 0);
+  }
+
+  /// @return whether there was one more
+  __device__ bool next(Panel& panel) {
+    if (next_ == end_) return false;
+    const int tile = next_ % tiles_;
+    panel = {next_ / tiles_ * kPieceColumns, tile, 1, min(tiles_ - tile, end_ - next_)};
+    next_ += panel.tiles;
+    return true;
+  }
+
+ private:
+  int tiles_;
+  int next_, end_;  // among all pieces
+};
+
+/// Tiles are dealt out to the blocks of the grid in turn, going on from one product to the next, so that over a layer
+/// all blocks stream nearly the same number of bytes.
+class TileDealer {
+ public:
+  /// This block's first tile of the next product, which has `tiles` tiles; the others follow in steps of the grid.
+  __device__ int deal(int tiles) {
+    const int grid = static_cast<int>(gridDim.x);
+    const int first = (static_cast<int>(blockIdx.x) - dealt_ + grid) % grid;
+    dealt_ = (dealt_ + tiles) % grid;
+    return first;
+  }
+
+ private:
+  int dealt_ = 0;
+};
+
+/// The panels of a product whose sums over pieces are kept in shared memory: the block's own tiles, in groups of at
+/// most `tiles_in_group`, of each group all pieces of columns.
+class WholePanels {
+ public:
+  __device__ WholePanels(const MatrixShape& matrix, TileDealer& dealer, int tiles_in_group)
+      : first_tile_(dealer.deal(matrix.tiles())), columns_(matrix.columns) {
+    const int grid = static_cast<int>(gridDim.x);
+    tiles_ = first_tile_ < matrix.tiles() ? (matrix.tiles() - first_tile_ + grid - 1) / grid : 0;
+    groups_ = (tiles_ + tiles_in_group - 1) / tiles_in_group;
+  }
+
+  /// @return whether there was one more
+  __device__ bool next(Panel& panel) {
+    if (group_ == groups_) return false;
+    const int grid = static_cast<int>(gridDim.x);
+    const int begin = tiles_ * group_ / groups_;
+    const int end = tiles_ * (group_ + 1) / groups_;
+    panel = {column_, first_tile_ + begin * grid, grid, end - begin};
+    column_ += kPieceColumns;
+    if (column_ >= columns_) {
+      column_ = 0;
+      ++group_;
+    }
+    return true;
+  }
+
+ private:
+  int first_tile_, columns_;
+  int tiles_, groups_;
+  int group_ = 0, column_ = 0;
+};
+
+/// The producer's part: copies the panels' weights.
+template <class Panels>
+__device__ void stream_panels(Producer& producer, const MatrixShape& shape, const MatrixSource& source, Panels panels) {
+  for (Panel panel; panels.next(panel);) {
+    for (int i = 0; i < panel.tiles; ++i)
+      producer.copy_weights(shape, source, panel.first_tile + i * panel.tile_step, panel.column);
+  }
+}
+
+/// A product's input in global memory: row tiles of 16, in them fragments of 16 columns, of which each lane has its 16
+/// bytes as the tensor cores take them.
+struct FragmentOperand {
+  static constexpr int kFragment = kRowsInFragment * 16;
+
+  __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
+  int columns;
+
+  /// Where an element is; columns 2i and 2i + 1 are neighbours.
+  __device__ __nv_bfloat16* at(int row, int column) const {
+    const int lane = row % 8 * 4 + column % 8 / 2;
+    const int in_lane = column / 8 % 2 * 4 + row / 8 % 2 * 2 + column % 2;
+    return fragment(row / kRowsInFragment, column / 16) + lane * 8 + in_lane;
+  }
+  __device__ __nv_bfloat16* fragment(int row_tile, int index) const {
+    return fragments + (static_cast<std::size_t>(row_tile) * (columns / 16) + index) * kFragment;
+  }
+};
+
+/// What one warp holds of the activations while a panel's weights stream past it: of up to half the rows, in tiles of
+/// 16, the columns of two step classes.
+template <int kRows>
+class HeldOperand {
+ public:
+  static constexpr int kRowTiles = kRows / 32;
+  static_assert(kRowTiles * 2 * kRowsInFragment == kRows);
+  static constexpr bool kFitsTwice = kRowTiles == 1;  // into a thread's registers
+
+  /// Asks for the panel's columns of the operand.
+  __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
+    steps_ = min(kPieceColumns, operand.columns - column) / 32;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      // What is read instead of rows and steps that do not exist is not used.
+      const int row_tile = first_row(tile) < rows ? first_row(tile) / kRowsInFragment : 0;
+#pragma unroll
+      for (int i = 0; i < kHeldSteps; ++i) {
+        const auto* fragments = reinterpret_cast<const uint4*>(
+            operand.fragment(row_tile, (column + (step(i) < steps_ ? 32 * step(i) : 0)) / 16));
+        even_[tile][i] = __ldcg(fragments + lane_index());
+        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+      }
+    }
+  }
+
+  /// The first row of a row tile of this warp.
+  __device__ static int first_row(int tile) { return kRowsInFragment * (warp_index() / kClassPairs + 2 * tile); }
+  /// Which two of the classes this warp works on.
+  __device__ static int class_pair() { return warp_index() % kClassPairs; }
+  static constexpr int kClassPairs = 4;
+
+  /// Multiplies a tile's piece of weights. `sums` are laid out as the tensor cores leave them.
+  __device__ void multiply(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
+    if (steps_ == kPieceColumns / 32) {
+      multiply_steps<true>(weights, sums);
+    } else {
+      multiply_steps<false>(weights, sums);
+    }
+  }
+
+ private:
+  static constexpr int kHeldSteps = 4;  // the first step of both classes, then the second of both
+
+  __device__ static int step(int i) { return 2 * class_pair() + i % 2 + 8 * (i / 2); }
+
+  template <bool kIsFull>
+  __device__ void multiply_steps(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
+    float even[2][kRowTiles][4] = {}, odd[2][kRowTiles][4] = {};
+#pragma unroll
+    for (int i = 0; i < kHeldSteps; ++i) {
+      if (!kIsFull && step(i) >= steps_) continue;
+      std::uint32_t b[4];
+      load_weights(b, weights, step(i));
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        const uint4& a = even_[tile][i];
+        multiply_accumulate(even[i % 2][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
+        const uint4& c = odd_[tile][i];
+        multiply_accumulate(odd[i % 2][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        sums[tile][j] = (even[0][tile][j] + odd[0][tile][j]) + (even[1][tile][j] + odd[1][tile][j]);
+    }
+  }
+
+  int steps_;
+  uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
+};
+
+/// Where the consumers are in the stream and in the scratch memory.
+struct Progress {
+  int next_piece = 0;
+  int turn = 0;  // which half of the scratch memory is written next
+};
+
+/// Bytes of scratch memory that multiply_panel needs.
+constexpr int panel_scratch_bytes(int rows) {
+  return 2 * kTilesAtOnce * HeldOperand<32>::kClassPairs * rows * kPieceRows * 4;
+}
+
+/// All consumers: multiplies panels. Calls done(panel, tile of the panel, index, sum) with the sum over the panel's
+/// columns of row index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: in panels of as many tiles
+/// always in the same thread, by whole warps, and for rows that do not exist, too.
+template <int kRows, class Panels, class Done>
+__device__ void multiply_panels(const Shared& shared, const FragmentOperand& operand, int rows, Panels panels,
+                                Progress& progress, const Done& done) {
+  using Held = HeldOperand<kRows>;
+  constexpr int kPairs = kRows * kPieceRows / 2;
+  const int lane = lane_index();
+  const Stream& stream = shared.stream;
+  Panel panel;
+  if (!panels.next(panel)) return;
+  Held held;
+  held.fetch(operand, rows, panel.column);
+  RingPlace place = stream.place(progress.next_piece);
+
+  for (bool has_next = true; has_next;) {
+    Panel next = panel;
+    has_next = panels.next(next);
+    Held next_held = held;
+    // Where registers suffice, the next panel's activations are on their way while this one's are multiplied.
+    if (Held::kFitsTwice && has_next) next_held.fetch(operand, rows, next.column);
+    progress.next_piece += panel.tiles;
+
+    for (int first = 0; first < panel.tiles; first += kTilesAtOnce) {
+      const int tiles = min(kTilesAtOnce, panel.tiles - first);
+      // What is added up behind the barrier is only overwritten behind the next one.
+      float2* const scratch = reinterpret_cast<float2*>(shared.scratch) +
+                              static_cast<std::size_t>(progress.turn) * kTilesAtOnce * Held::kClassPairs * kPairs;
+      progress.turn ^= 1;
+      int own_stage = place.stage + warp_index();  // which this warp lets go
+      if (own_stage >= stream.stages) own_stage -= stream.stages;
+#pragma unroll
+      for (int j = 0; j < kTilesAtOnce; ++j) {
+        if (j >= tiles) continue;
+        barrier_wait(&stream.full[place.stage], place.parity);
+        float sums[Held::kRowTiles][4];
+        held.multiply(stream.memory(place.stage), sums);
+        place.advance(stream.stages);
+        float2* const to = scratch + (j * Held::kClassPairs + Held::class_pair()) * kPairs + lane;
+#pragma unroll
+        for (int tile = 0; tile < Held::kRowTiles; ++tile) {
+          to[4 * Held::first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
+          to[4 * (Held::first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
+        }
+      }
+      consumer_barrier();
+      if (lane == 0 && warp_index() < tiles) barrier_arrive(&stream.empty[own_stage]);
+#pragma unroll
+      for (int k = 0; k < kTilesAtOnce * kPairs / kConsumers; ++k) {
+        const int i = static_cast<int>(threadIdx.x) + k * kConsumers;
+        const int j = i / kPairs;
+        if (j >= tiles) continue;
+        const float2* of_class = scratch + j * Held::kClassPairs * kPairs + i % kPairs;
+        float2 sum[Held::kClassPairs];
+#pragma unroll
+        for (int c = 0; c < Held::kClassPairs; ++c) sum[c] = of_class[c * kPairs];
+        done(panel, first + j, i % kPairs,
+             make_float2((sum[0].x + sum[1].x) + (sum[2].x + sum[3].x), (sum[0].y + sum[1].y) + (sum[2].y + sum[3].y)));
+      }
+    }
+    if (Held::kFitsTwice) {
+      held = next_held;
+    } else if (has_next) {
+      held.fetch(operand, rows, next.column);
+    }
+    panel = next;
+  }
+}
+
+__device__ inline void add_to(float& sum, float value) { sum += value; }
+
+__device__ inline void add_to(float4& sum, const float4& value) {
+  sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
+}
+
+/// What multiply_split leaves: sums over one piece of columns each, which their readers add up in ascending order.
+struct SplitProductRow {
+  const float* outputs;  // of the first piece
+  std::size_t apart;     // from one piece's to the next one's
+  int pieces;
+
+  /// As ProductRow::read.
+  template <class Value, int kCount>
+  __device__ void read(const int (&at)[kCount], Value (&sums)[kCount]) const {
+    constexpr int kAtOnce = sizeof(Value) == sizeof(float) ? 8 : 6;  // pieces asked for together
+    const std::size_t step = apart / (sizeof(Value) / sizeof(float));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] = Value{};
+    for (int first = 0; first < pieces; first += kAtOnce) {
+      Value values[kAtOnce][kCount];
+#pragma unroll
+      for (int piece = 0; piece < kAtOnce; ++piece) {
+        const Value* from = reinterpret_cast<const Value*>(outputs) + (first + piece) * step;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          values[piece][i] = first + piece < pieces && at[i] >= 0 ? __ldcg(from + at[i]) : Value{};
+      }
+#pragma unroll
+      for (int piece = 0; piece < kAtOnce; ++piece) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) add_to(sums[i], values[piece][i]);
+      }
+    }
+  }
+};
+
+struct SplitProduct {
+  float* rows;  // [pieces, rows_held, width]
+  int width;
+  int rows_held;
+  int pieces;
+
+  __device__ std::size_t apart() const { return static_cast<std::size_t>(rows_held) * width; }
+  __device__ SplitProductRow row(int i) const { return {rows + static_cast<std::size_t>(i) * width, apart(), pieces}; }
+};
+
+/// One product whose sums are left piece by piece.
+template <int kRows>
+__device__ void multiply_split(const Shared& shared, const MatrixShape& matrix, const FragmentOperand& operand,
+                               int rows, Progress& progress, const SplitProduct& out) {
+  const int outputs = matrix.outputs;
+  multiply_panels<kRows>(
+      shared, operand, rows, SplitPanels(matrix), progress, [&](const Panel& panel, int tile, int index, float2 sum) {
+        const int row = index / 4;
+        const int output = (panel.first_tile + tile) * kPieceRows + 2 * (index % 4);
+        if (row >= rows || output >= outputs) return;
+        float* const of_piece = out.rows + panel.column / kPieceColumns * out.apart();
+        __stcg(reinterpret_cast<float2*>(of_piece + static_cast<std::size_t>(row) * out.width + output), sum);
+      });
+}
+
+/// Shared memory for the sums of a group of tiles.
+struct Totals {
+  float2* sums;  // [tiles, rows, 4]
+  int tiles;
+};
+
+/// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
+/// of values): outputs 2i and 2i + 1, or of gate_up row i of both.
+template <int kRows, class Epilogue>
+__device__ void multiply_whole(const Shared& shared, const MatrixShape& matrix, const FragmentOperand& operand,
+                               int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
+                               const Epilogue& epilogue) {
+  constexpr int kPairs = kRows * kPieceRows / 2;
+  const bool is_gate_up = matrix.is_gate_up;
+  const int rows_in_tile = matrix.rows_in_tile();
+  const int outputs = is_gate_up ? matrix.outputs / 2 : matrix.outputs;
+  multiply_panels<kRows>(shared, operand, rows, WholePanels(matrix, dealer, totals.tiles), progress,
+                         [&](const Panel& panel, int tile, int index, float2 sum) {
+                           float2* const total = totals.sums + tile * kPairs + index;
+                           float2 values = panel.column == 0 ? make_float2(0, 0) : *total;
+                           values.x += sum.x;
+                           values.y += sum.y;
+                           if (panel.column + kPieceColumns < operand.columns) {
+                             *total = values;
+                             return;
+                           }
+                           int output = 2 * (index % 4);
+                           if (is_gate_up) {
+                             // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of up:
+                             // they exchange one.
+                             const bool has_gate = index % 4 < 2;
+                             const float other = __shfl_xor_sync(~0u, has_gate ? values.y : values.x, 2);
+                             values = has_gate ? make_float2(values.x, other) : make_float2(other, values.y);
+                             output = has_gate ? output : output - 3;
+                           }
+                           output += (panel.first_tile + tile * panel.tile_step) * rows_in_tile;
+                           if (index / 4 < rows && output < outputs) epilogue(index / 4, output, values);
+                         });
+}
+
+}  // namespace gemma
