@@ -26,8 +26,8 @@ struct ChatPrompt {
 ///
 /// @param control  whether control tokens named in the texts count; as text, they cannot forge a turn.
 /// @throws Error if roles do not alternate user, model, ..., user (after at most one system message), or a role is none
-///         of these, or a text is not valid UTF-8, or one that is not an answer is given as ids, or the tokenizer has no
-///         turns.
+///         of these, or a text is not valid UTF-8, or one that is not an answer is given as ids, or the tokenizer has
+///         no turns.
 ChatPrompt chat_prompt(const Tokenizer& tokenizer, std::span<const Message> messages,
                        ControlTokens control = ControlTokens::kAsText);
 

@@ -204,7 +204,8 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::IsMember({"2b", "9b", "27b"}))
       ->excludes(model);
-  list(app.add_option("--type", options.types, "types of the random weights"))->check(CLI::IsMember({"bf16", "q8", "q4"}));
+  list(app.add_option("--type", options.types, "types of the random weights"))
+      ->check(CLI::IsMember({"bf16", "q8", "q4"}));
   app.add_option("--device", options.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();

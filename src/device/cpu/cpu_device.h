@@ -15,9 +15,9 @@
 
 namespace gemma {
 
-/// The steps of the forward pass in float32 (but for the inputs of products with quantised weights), each split into tasks for the threads. Every number is computed by one
-/// task in an order that depends on nothing but the model, so that results are the same bits for all numbers of
-/// threads, rows and chunks.
+/// The steps of the forward pass in float32 (but for the inputs of products with quantised weights), each split into
+/// tasks for the threads. Every number is computed by one task in an order that depends on nothing but the model, so
+/// that results are the same bits for all numbers of threads, rows and chunks.
 class CpuDevice final : public Device {
  public:
   CpuDevice(const Model& model, const CpuOptions& options);

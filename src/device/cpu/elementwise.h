@@ -2,7 +2,6 @@
 
 #include <span>
 
-
 namespace gemma {
 
 /// out = x * rsqrt(mean(x^2) + eps) * (1 + weight). All of one size; `out` may be `x`.

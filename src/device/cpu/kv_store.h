@@ -9,8 +9,8 @@
 
 namespace gemma {
 
-/// Keys and values of one KV head at kPagePositions neighbouring positions, in the cache's type. In q8, each is followed
-/// by the positions' scales, [kPagePositions] float.
+/// Keys and values of one KV head at kPagePositions neighbouring positions, in the cache's type. In q8, each is
+/// followed by the positions' scales, [kPagePositions] float.
 struct KvBlock {
   const std::byte* keys = nullptr;    ///< [head_dim, kPagePositions]: a query meets all keys of the block at once
   const std::byte* values = nullptr;  ///< [kPagePositions, head_dim]
