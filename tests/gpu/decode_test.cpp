@@ -18,10 +18,10 @@ namespace {
 
 // The reference rounds to bf16 what the kernel rounds: keys, values, and the inputs of products. A sum in float32 now
 // and then falls on the other side of a rounding boundary than the reference's in double precision, which moves that
-// one number by 2^-8, and with it the logits: on an H100 by up to 0.0126, and by 0.0021 in the root mean square. A
+// one number by 2^-8, and with it the logits: on an H100 by up to 0.0126, and by 0.0035 in the root mean square. A
 // reference that does not round inputs differs by 1e-2 to 4e-2, and never by less than 3.9e-3 in the root mean square.
 constexpr double kLargest = 2e-2;
-constexpr double kTypical = 3e-3;
+constexpr double kTypical = 3.8e-3;
 
 struct Shape {
   std::string name;  ///< letters and digits: it becomes part of a test's name
