@@ -48,7 +48,7 @@ TEST_P(Int8Inputs, AreTheNearestMultiplesOfTheGroupsLargestMagnitudeOver127) {
       EXPECT_EQ(row.scales[group], max / 127);
       int sum = 0;
       for (int i = 0; i < kGroupColumns; ++i) {
-        const int code = row.codes[place_of(group * kGroupColumns + i, type)];
+        const std::int8_t code = row.codes[place_of(group * kGroupColumns + i, type)];
         sum += code;
         // Half a step, and the rounding of the factor and of the product with it.
         EXPECT_LE(std::abs(code - static_cast<double>(inputs[i]) * 127 / max), 0.5 + 128 * 0x1p-23);

@@ -124,9 +124,10 @@ TEST_P(Int8Product, AgreesWithDequantisedWeightsInDoublePrecision) {
             // An input is rounded by half a step at most. That is nearly all of the error: the rest is the rounding of
             // each group's term in float32, in which a q4 weight counts with its parts (none of them larger than 32
             // here), and of the additions.
+            const int groups = columns / kGroupColumns;
             const double largest = type() == WeightType::kQ8 ? std::abs(w[static_cast<std::size_t>(k)]) : 32;
             tolerance += std::abs(w[static_cast<std::size_t>(k)]) * step * (0.5 + 1e-4) +
-                         (columns / kGroupColumns + 8) * 0x1p-24 * largest * std::abs(input);
+                         (groups + 8) * 0x1p-24 * largest * std::abs(input);
           }
           ASSERT_NEAR(out[static_cast<std::size_t>(m) * outputs + n], sum, tolerance)
               << rows << " rows, " << columns << " columns, at " << m << ", " << n;
@@ -145,7 +146,7 @@ TEST_P(Int8Product, AgreesWithTheQuantisedInputsToTheRoundingOfFloat32) {
   Inputs x(type(), kRows, kColumns, 2);
   for (int m = 0; m < kRows; ++m) {
     for (int k = 0; k < kColumns; ++k) {
-      float& value = x.floats[static_cast<std::size_t>(m * kColumns + k)];
+      float& value = x.floats[static_cast<std::size_t>(m) * kColumns + static_cast<std::size_t>(k)];
       value = k % kGroupColumns == 5 ? -127.0f / 32 : std::clamp(std::round(value * 32), -127.0f, 127.0f) / 32;
     }
     x.memory.quantise(m, x.row(m), kColumns, type());
@@ -225,7 +226,7 @@ TEST_P(Int8Product, IsExactAtTheExtremesOfAllCodes) {
         matrix.q4 = {q4_codes.data(), scales.data(), minimums.data(), ones.data(), ones.data()};
         Inputs x(type(), rows, kColumns, 1);
         for (int m = 0; m < rows; ++m) {
-          std::fill_n(&x.floats[static_cast<std::size_t>(m * kColumns)], kColumns, static_cast<float>(127 * sign));
+          std::fill_n(&x.floats[static_cast<std::size_t>(m) * kColumns], kColumns, static_cast<float>(127 * sign));
           x.memory.quantise(m, x.row(m), kColumns, type());
         }
         const int weight = type() == WeightType::kQ8 ? code : code - 2;

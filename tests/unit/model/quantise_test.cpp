@@ -105,7 +105,7 @@ TEST(Quantise, StoresTheNearestCodeOfTheScalesThatItStores) {
   const std::vector<float> weights = heavy_tailed_weights(std::size_t{8} * 288, 0.5f, 3);
   const Quantised q8 = quantised(WeightType::kQ8, weights, 288);
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    const int code = q8.matrix.q8.codes[i];
+    const std::int8_t code = q8.matrix.q8.codes[i];
     const float scale = to_float(q8.matrix.q8.scales[i / kGroupColumns]);
     ASSERT_EQ(code, std::clamp(static_cast<int>(std::nearbyint(weights[i] / scale)), -127, 127)) << i;
   }
@@ -119,8 +119,9 @@ TEST(Quantise, StoresTheNearestCodeOfTheScalesThatItStores) {
       const int code = column % 32 < 16 ? byte & 15 : byte >> 4;
       const float scale = to_float(q4.matrix.q4.d[block]) * q4.matrix.q4.scales[group];
       const float minimum = to_float(q4.matrix.q4.m[block]) * q4.matrix.q4.minimums[group];
-      const float weight = weights[static_cast<std::size_t>(row * 288 + column)];
-      ASSERT_EQ(q4.values[static_cast<std::size_t>(row * 288 + column)], scale * static_cast<float>(code) - minimum);
+      const float weight = weights[static_cast<std::size_t>(row) * 288 + static_cast<std::size_t>(column)];
+      ASSERT_EQ(q4.values[static_cast<std::size_t>(row) * 288 + static_cast<std::size_t>(column)],
+                scale * static_cast<float>(code) - minimum);
       // Half a step, where the weight is not beyond the last code; a little for the rounding of the quotient.
       if (weight > -minimum && weight < 15 * scale - minimum) {
         ASSERT_LE(std::fabs(scale * static_cast<float>(code) - minimum - weight), 0.50001f * scale)
@@ -177,8 +178,10 @@ TEST(Quantise, TakesAllFiniteWeightsThatItsScalesReach) {
   for (const WeightType type : {WeightType::kQ8, WeightType::kQ4}) {
     // Groups whose ranges lie ten powers of ten apart, in one block; the smallest are below what float16 has.
     std::vector<float> weights = normal_weights(256, 1, 6);
-    for (std::size_t i = 0; i < weights.size(); ++i)
-      weights[i] *= std::pow(10.0f, static_cast<float>(i / 32) * 1.8f - 9);
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      const std::size_t group = i / 32;
+      weights[i] *= std::pow(10.0f, static_cast<float>(group) * 1.8f - 9);
+    }
     const Quantised found = quantised(type, weights, 256);
     for (std::size_t group = 0; group < 8; ++group) {
       float largest = 0;
