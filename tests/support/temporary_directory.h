@@ -12,7 +12,8 @@ namespace gemma {
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "gemma-test-XXXXXX").string();
+    // mkdtemp puts six characters of its choice in the place of these.
+    std::string name = (std::filesystem::temp_directory_path() / "gemma-test-").string() + std::string(6, 'X');
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make a directory for the test");
     path_ = name;
   }

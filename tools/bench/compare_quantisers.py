@@ -53,17 +53,17 @@ class Ggml:
 
     def __init__(self):
         folder = pathlib.Path(llama_cpp.__file__).parent / "lib"
-        self.library = ctypes.CDLL(glob.glob(str(folder / "libggml-base.so*"))[0])
-        self.library.ggml_quantize_chunk.restype = ctypes.c_size_t
-        self.library.ggml_row_size.restype = ctypes.c_size_t
+        self.ggml = ctypes.CDLL(glob.glob(str(folder / "libggml-base.so*"))[0])
+        self.ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.ggml.ggml_row_size.restype = ctypes.c_size_t
 
     def quantise(self, name, weights):
         """The dequantised weights and the bits of each."""
         number = gguf.GGMLQuantizationType[name]
         rows, columns = weights.shape
-        row = self.library.ggml_row_size(ctypes.c_int(number), ctypes.c_int64(columns))
+        row = self.ggml.ggml_row_size(ctypes.c_int(number), ctypes.c_int64(columns))
         packed = np.zeros((rows, row), dtype=np.uint8)
-        size = self.library.ggml_quantize_chunk(ctypes.c_int(number), weights.ctypes.data_as(ctypes.c_void_p),
+        size = self.ggml.ggml_quantize_chunk(ctypes.c_int(number), weights.ctypes.data_as(ctypes.c_void_p),
                                                 packed.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(0),
                                                 ctypes.c_int64(rows), ctypes.c_int64(columns), None)
         return gguf.dequantize(packed, number), size * 8 / weights.size
