@@ -95,11 +95,7 @@ Command add_batch_command(CLI::App& program) {
   options->common.engine.sequences = 0;
   add_generation_options(*app, options->generation);
   add_template_options(*app, options->generation);
-  add_model_option(*app, options->common);
-  add_device_options(*app, options->common);
-  add_cache_options(*app, options->common);
-  add_output_options(*app, options->common);
-  add_stats_option(*app, options->common);
+  add_engine_options(*app, options->common);
   return {app, [options] { return run(*options); }};
 }
 

@@ -98,11 +98,7 @@ Command add_chat_command(CLI::App& program) {
   const auto options = std::make_shared<ChatOptions>();
   app->add_option("--system", options->system, "What stands before the conversation [nothing]")->type_name("TEXT");
   add_generation_options(*app, options->generation);
-  add_model_option(*app, options->common);
-  add_device_options(*app, options->common);
-  add_cache_options(*app, options->common);
-  add_output_options(*app, options->common);
-  add_stats_option(*app, options->common);
+  add_engine_options(*app, options->common);
   return {app, [options] { return run(*options); }};
 }
 

@@ -17,10 +17,11 @@ struct CommonOptions {
 };
 
 void add_model_option(CLI::App& app, CommonOptions& options);    ///< --model
-void add_device_options(CLI::App& app, CommonOptions& options);  ///< --device, --threads, --chunk
 void add_cache_options(CLI::App& app, CommonOptions& options);   ///< --context, --window, --kv-type
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< --json, --quiet
-void add_stats_option(CLI::App& app, CommonOptions& options);    ///< --stats
+
+/// All that a command which runs the model takes: these, and --device, --threads, --chunk, --stats.
+void add_engine_options(CLI::App& app, CommonOptions& options);
 
 /// What --model leaves open: $GEMMA_MODEL, else the built-in demo model, which is said on standard error.
 void choose_model(CommonOptions& options);

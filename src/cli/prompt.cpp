@@ -97,11 +97,7 @@ Command add_prompt_command(CLI::App& program) {
       app->add_option("--tokens", options->tokens, "The prompt as ids: \"2 506 483\"")->type_name("IDS");
   add_generation_options(*app, options->request.options);
   add_template_options(*app, options->request.options);
-  add_model_option(*app, options->common);
-  add_device_options(*app, options->common);
-  add_cache_options(*app, options->common);
-  add_output_options(*app, options->common);
-  add_stats_option(*app, options->common);
+  add_engine_options(*app, options->common);
   return {app, [options] { return run(*options); }};
 }
 

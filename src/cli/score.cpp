@@ -122,11 +122,7 @@ Command add_score_command(CLI::App& program) {
   options->tokens_file_option =
       app->add_option("--tokens-file", options->tokens_file, "A file of token ids instead")->type_name("FILE");
   app->add_flag("--parse-special", options->parse_special, "Control tokens in the text count [off]");
-  add_model_option(*app, options->common);
-  add_device_options(*app, options->common);
-  add_cache_options(*app, options->common);
-  add_output_options(*app, options->common);
-  add_stats_option(*app, options->common);
+  add_engine_options(*app, options->common);
   return {app, [options] { return run(*options); }};
 }
 

@@ -152,7 +152,7 @@ TEST_P(EngineTest, GoesOnInASessionAsInAConversationRebuiltFromItsMessages) {
     request.messages = messages;
     request.options = {.max_tokens = 20, .seed = seed, .ignore_eos = true, .logprobs = 2};
     request.session = session;
-    const Result result = engine.generate(request);
+    Result result = engine.generate(request);
     const Session afresh = engine.open_session();
     request.session = afresh;
     const Result rebuilt = engine.generate(request);
@@ -218,8 +218,8 @@ TEST_P(EngineTest, MakesNoTokensWhenNoneAreWanted) {
 
   // One callback's error costs no other request its result.
   int done = 0;
-  const auto first = engine.submit(with_tokens({2}, 0), {.on_done = [](Result) { throw std::runtime_error("mine"); }});
-  const auto second = engine.submit(with_tokens({2}, 0), {.on_done = [&](Result) { ++done; }});
+  const auto first = engine.submit(with_tokens({2}, 0), {.on_done = [](const Result&) { throw std::runtime_error("mine"); }});
+  const auto second = engine.submit(with_tokens({2}, 0), {.on_done = [&](const Result&) { ++done; }});
   EXPECT_NE(first, second);
   EXPECT_THROW(engine.run(), std::runtime_error);
   engine.run();

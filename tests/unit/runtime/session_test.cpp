@@ -31,7 +31,7 @@ class SessionTest : public ::testing::TestWithParam<bool> {
     plan.max_tokens = max_tokens;
     plan.session = session;
     const int rows_before = rows(world);
-    const auto log = world.submit(plan);
+    std::shared_ptr<const JobLog> log = world.submit(plan);
     world.run();
     EXPECT_EQ(log->ends, 1);
     EXPECT_EQ(log->tokens, whole_answer(plan));
