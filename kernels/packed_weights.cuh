@@ -216,26 +216,45 @@ __device__ inline GroupScales<kType> load_scales(const std::byte* unit, int step
 
 // --- one weight after the other, for the embedding of a token and for prompts ---
 
-/// A weight of a packed matrix, as dequantise() of model/dequantise.h gives it.
+/// Of a group of weights, w = scale * code - minimum; the minimum of q8 is 0.
+/// @param unit  in global or shared memory
+/// @param row   of the tile
+/// @param step  of the unit
+template <WeightType kType>
+__device__ inline float2 scale_and_minimum(const std::byte* unit, int row, int step) {
+  const auto half_at = [&](int byte) { return __half2float(*reinterpret_cast<const __half*>(unit + byte)); };
+  if constexpr (kType == WeightType::kQ8) {
+    return {half_at(q8_scale_byte(row, step)), 0.0f};
+  } else {
+    const auto product = [&](bool is_minimum) {
+      return half_at(q4_factor_byte(row, is_minimum)) *
+             static_cast<float>(static_cast<unsigned char>(unit[q4_scale_byte(row, step, is_minimum)]));
+    };
+    return {product(false), product(true)};
+  }
+}
+
+/// A weight from its code, as dequantise() of model/dequantise.h gives it.
+/// @param scale  what scale_and_minimum gave
+template <WeightType kType>
+__device__ inline float scaled_code(float2 scale, float code) {
+  if constexpr (kType == WeightType::kQ8) return scale.x * code;
+  return fmaf(scale.x, code, -scale.y);
+}
+
+/// A weight of a packed matrix, as dequantise() gives it.
 /// @param unit    in global or shared memory
 /// @param row     of the tile
 /// @param column  of the unit
 template <WeightType kType>
 __device__ inline float packed_weight(const std::byte* unit, int row, int column) {
-  const auto half_at = [&](int byte) { return __half2float(*reinterpret_cast<const __half*>(unit + byte)); };
-  const auto byte_at = [&](int byte) { return static_cast<int>(static_cast<unsigned char>(unit[byte])); };
-  const int step = column / kGroupColumns;
-  const int codes = byte_at(code_byte<kType>(row, column));
+  int code = static_cast<unsigned char>(unit[code_byte<kType>(row, column)]);
   if constexpr (kType == WeightType::kQ8) {
-    return half_at(q8_scale_byte(row, step)) * static_cast<float>(static_cast<signed char>(codes));
+    code = static_cast<signed char>(code);
   } else {
-    const int code = codes >> (index_in_lane<kType>(column % kGroupColumns) % 2 * 4) & 15;
-    const auto factor = [&](bool is_minimum) {
-      return half_at(q4_factor_byte(row, is_minimum)) *
-             static_cast<float>(byte_at(q4_scale_byte(row, step, is_minimum)));
-    };
-    return fmaf(factor(false), static_cast<float>(code), -factor(true));
+    code = code >> (index_in_lane<kType>(column % kGroupColumns) % 2 * 4) & 15;
   }
+  return scaled_code<kType>(scale_and_minimum<kType>(unit, row, column / kGroupColumns), static_cast<float>(code));
 }
 
 #endif

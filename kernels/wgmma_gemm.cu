@@ -78,20 +78,6 @@ struct TileGrid {
 
 // --- what sums become ---
 
-/// Transposes 4 x 4 words among 4 neighbouring lanes: lane t gets word t of each of them, in their order.
-__device__ uint4 transpose_words(const std::uint32_t (&word)[4]) {
-  const bool is_odd = threadIdx.x & 1, is_upper = threadIdx.x & 2;
-  std::uint32_t a = word[0], b = word[1], c = word[2], d = word[3];
-  const std::uint32_t low = __shfl_xor_sync(~0u, is_odd ? a : b, 1), high = __shfl_xor_sync(~0u, is_odd ? c : d, 1);
-  (is_odd ? a : b) = low;
-  (is_odd ? c : d) = high;
-  const std::uint32_t left = __shfl_xor_sync(~0u, is_upper ? a : c, 2),
-                      right = __shfl_xor_sync(~0u, is_upper ? b : d, 2);
-  (is_upper ? a : c) = left;
-  (is_upper ? b : d) = right;
-  return {a, b, c, d};
-}
-
 /// Outputs of a tile are numbered from 0 in the product's own order; those of its first half are [first, first + n) and
 /// those of its second half begin `distance` further.
 struct PlainEnd : PlainProduct {

@@ -1,0 +1,301 @@
+// Quantised weights on the GPU: packing, what lanes read of a unit, unpacking, and the embedding, each against
+// dequantise() and the layout that packed_weights.cuh describes. Nothing is rounded on the way but by what dequantise()
+// itself does and by bf16, so everything must agree to the last bit.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <ostream>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda_error.h"
+#include "device/cuda/handles.h"
+#include "embed.cuh"
+#include "model/dequantise.h"
+#include "model/matrix_parts.h"
+#include "pack_weights.cuh"
+#include "packed_weights.cuh"
+#include "unpack_weights.cuh"
+
+namespace gemma {
+namespace {
+
+constexpr std::size_t kRest = 64;  // poisoned bytes behind an output
+constexpr int kPoison = 0xa5;
+
+std::size_t z(int number) { return static_cast<std::size_t>(number); }
+
+/// GPU memory that is poisoned at first, as is a rest behind it.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(std::size_t size) : size_(size), bytes_(size * sizeof(T) + kRest) {
+    check_cuda(cudaMemset(bytes_.data(), kPoison, bytes_.bytes()));
+    check_cuda(cudaDeviceSynchronize());  // the tests' streams do not wait for what is on its way
+  }
+  explicit Memory(const std::vector<T>& values) : Memory(values.size()) {
+    check_cuda(cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
+    check_cuda(cudaDeviceSynchronize());
+  }
+
+  T* data() const { return reinterpret_cast<T*>(bytes_.data()); }
+
+  /// Fails the test if anything behind the end was written to.
+  std::vector<T> download() const {
+    check_cuda(cudaDeviceSynchronize());
+    std::vector<std::byte> all(bytes_.bytes());
+    check_cuda(cudaMemcpy(all.data(), bytes_.data(), all.size(), cudaMemcpyDeviceToHost));
+    EXPECT_TRUE(std::all_of(all.end() - kRest, all.end(), [](std::byte byte) { return byte == std::byte{kPoison}; }))
+        << "written behind the end";
+    std::vector<T> values(size_);
+    std::memcpy(values.data(), all.data(), size_ * sizeof(T));
+    return values;
+  }
+
+ private:
+  std::size_t size_;
+  cuda::Buffer<std::byte> bytes_;
+};
+
+struct Case {
+  WeightType type;
+  int outputs;
+  int columns;
+  bool is_gate_up = false;
+
+  MatrixShape shape() const { return {outputs, columns, is_gate_up}; }
+};
+
+void PrintTo(const Case& of, std::ostream* out) {
+  *out << name_of(of.type) << ", " << of.outputs << " x " << of.columns << (of.is_gate_up ? ", gate and up" : "");
+}
+
+/// A matrix with every code that there can be.
+class RandomMatrix {
+ public:
+  explicit RandomMatrix(const Case& of) {
+    std::mt19937 random(7);
+    for (const MatrixPart& part : parts_of(of.type, of.outputs, of.columns)) {
+      std::vector<std::byte>& bytes = parts_.emplace_back(static_cast<std::size_t>(part.bytes()));
+      if (part.type == DType::kF16) {
+        for (std::size_t i = 0; i < bytes.size(); i += 2) {
+          const f16 half = to_f16(1e-4f * static_cast<float>(1 + random() % 1000));
+          std::memcpy(&bytes[i], &half, 2);
+        }
+      } else {
+        for (std::byte& byte : bytes) {
+          byte = static_cast<std::byte>(random() & 0xff);
+          if (part.type == DType::kI8 && byte == std::byte{0x80}) byte = std::byte{0x81};
+        }
+      }
+    }
+    std::vector<const std::byte*> starts, starts_on_gpu;
+    for (const std::vector<std::byte>& bytes : parts_) {
+      starts.push_back(bytes.data());
+      starts_on_gpu.push_back(on_gpu_.emplace_back(bytes).data());
+    }
+    host_ = make_matrix(of.type, of.outputs, of.columns, starts);
+    gpu_ = make_matrix(of.type, of.outputs, of.columns, starts_on_gpu);
+  }
+
+  const Matrix& host() const { return host_; }
+  const Matrix& gpu() const { return gpu_; }
+
+ private:
+  std::vector<std::vector<std::byte>> parts_;
+  std::vector<Memory<std::byte>> on_gpu_;
+  Matrix host_, gpu_;
+};
+
+std::vector<std::vector<float>> dequantised(const Matrix& matrix) {
+  std::vector<std::vector<float>> rows;
+  for (int row = 0; row < matrix.rows; ++row) dequantise(matrix, row, rows.emplace_back(z(matrix.columns)));
+  return rows;
+}
+
+/// The units of a matrix as packed_weights.cuh says where each number is.
+template <WeightType kType>
+std::vector<std::byte> expected_units(const Matrix& matrix, const MatrixShape& shape) {
+  std::vector<std::byte> units(packed_bytes(kType, shape.outputs, shape.columns));
+  const int units_of_tile = units_in_tile(shape.columns);
+  const auto put = [](std::byte* to, const auto& value) { std::memcpy(to, &value, sizeof value); };
+  for (int tile = 0; tile < shape.tiles(); ++tile) {
+    for (int row = 0; row < kPieceRows; ++row) {
+      const int output = output_of(shape, tile, row);
+      if (output >= shape.outputs) continue;
+      for (int column = 0; column < shape.columns; ++column) {
+        std::byte* unit = &units[z(tile * units_of_tile + column / kUnitColumns) * z(unit_bytes(kType))];
+        const int in_unit = column % kUnitColumns;
+        const int step = in_unit / kGroupColumns;
+        const std::size_t group = z(output) * z(matrix.groups()) + z(column / kGroupColumns);
+        std::byte& code = unit[code_byte<kType>(row, in_unit)];
+        if constexpr (kType == WeightType::kQ8) {
+          code = static_cast<std::byte>(matrix.q8.codes[z(output) * z(shape.columns) + z(column)]);
+          put(unit + q8_scale_byte(row, step), matrix.q8.scales[group]);
+        } else {
+          const int in_group = column % kGroupColumns;
+          const int two = matrix.q4.codes[group * (kGroupColumns / 2) + z(in_group % (kGroupColumns / 2))];
+          const int four_bits = in_group < kGroupColumns / 2 ? two & 15 : two >> 4;
+          code |= static_cast<std::byte>(four_bits << (index_in_lane<kType>(in_group) % 2 * 4));
+          const std::size_t block = z(output) * z(matrix.blocks()) + z(column / kBlockColumns);
+          put(unit + q4_scale_byte(row, step, false), matrix.q4.scales[group]);
+          put(unit + q4_scale_byte(row, step, true), matrix.q4.minimums[group]);
+          put(unit + q4_factor_byte(row, false), matrix.q4.d[block]);
+          put(unit + q4_factor_byte(row, true), matrix.q4.m[block]);
+        }
+      }
+    }
+  }
+  return units;
+}
+
+Memory<std::byte> packed(const RandomMatrix& matrix, const Case& of, cudaStream_t stream) {
+  Memory<std::byte> units(packed_bytes(of.type, of.outputs, of.columns));
+  launch_pack_weights(matrix.gpu(), of.is_gate_up, units.data(), stream);
+  return units;
+}
+
+class PackedWeights : public ::testing::TestWithParam<Case> {
+ protected:
+  const RandomMatrix matrix_{GetParam()};
+  const std::vector<std::vector<float>> weights_ = dequantised(matrix_.host());
+  const cuda::Stream stream_;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const WeightType type : {WeightType::kQ8, WeightType::kQ4}) {
+    for (const auto& [outputs, columns] : {std::pair{8, 256}, {1, 32}, {13, 288}, {64, 1024}, {35, 544}, {7, 224}})
+      all.push_back({type, outputs, columns});
+    for (const auto& [half, columns] : {std::pair{4, 256}, {1, 32}, {6, 320}, {35, 96}, {64, 512}})
+      all.push_back({type, 2 * half, columns, true});
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, PackedWeights, ::testing::ValuesIn(cases()), [](const auto& info) {
+  const Case& of = info.param;
+  return std::string(name_of(of.type)) + "_" + std::to_string(of.outputs) + "_by_" + std::to_string(of.columns) +
+         (of.is_gate_up ? "_gate_up" : "");
+});
+
+TEST_P(PackedWeights, LieWhereTheLayoutSaysWithZerosBeyondTheMatrix) {
+  const Case& of = GetParam();
+  const std::vector<std::byte> found = packed(matrix_, of, stream_).download();
+  const std::vector<std::byte> expected =
+      (of.type == WeightType::kQ8 ? expected_units<WeightType::kQ8>
+                                  : expected_units<WeightType::kQ4>)(matrix_.host(), of.shape());
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    ASSERT_EQ(found[i], expected[i]) << "unit " << i / z(unit_bytes(of.type)) << ", byte "
+                                     << i % z(unit_bytes(of.type));
+  }
+}
+
+/// One warp reads a unit as the decode kernels do. Of each step: codes [32 lanes][4 pairs][2], then scale and minimum of
+/// the outputs 2t and 2t + 1 [32 lanes][2][2].
+template <WeightType kType>
+__global__ void lanes_kernel(const std::byte* units, float* codes, float* scales) {
+  __shared__ __align__(16) std::byte unit[unit_bytes(kType)];
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < unit_bytes(kType); i += 32)
+    unit[i] = units[static_cast<std::size_t>(blockIdx.x) * unit_bytes(kType) + i];
+  __syncwarp();
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+#pragma unroll
+  for (int step = 0; step < kUnitSteps; ++step) {
+    const int at = (static_cast<int>(blockIdx.x) * kUnitSteps + step) * 32 + lane;
+    std::uint32_t operand[4];
+    unpack_step<kType>(operand, load_codes<kType>(unit, step / kStepsInLoad), step % kStepsInLoad);
+    for (int pair = 0; pair < 4; ++pair) {
+      codes[at * 8 + pair * 2] = __uint_as_float(operand[pair] << 16);
+      codes[at * 8 + pair * 2 + 1] = __uint_as_float(operand[pair] & 0xffff0000u);
+    }
+    const GroupScales<kType> of_step = load_scales<kType>(unit, step);
+    scales[at * 4] = of_step.scale.x;
+    scales[at * 4 + 1] = of_step.minimum.x;
+    scales[at * 4 + 2] = of_step.scale.y;
+    scales[at * 4 + 3] = of_step.minimum.y;
+  }
+}
+
+TEST_P(PackedWeights, ReachEachLaneAsTheTensorCoresTakeThem) {
+  const Case& of = GetParam();
+  const MatrixShape shape = of.shape();
+  const int units_of_tile = units_in_tile(of.columns);
+  const int count = shape.tiles() * units_of_tile;
+  const Memory<std::byte> units = packed(matrix_, of, stream_);
+  const Memory<float> codes(z(count * kUnitSteps * 32 * 8)), scales(z(count * kUnitSteps * 32 * 4));
+  const auto kernel = of.type == WeightType::kQ8 ? lanes_kernel<WeightType::kQ8> : lanes_kernel<WeightType::kQ4>;
+  kernel<<<static_cast<unsigned>(count), 32, 0, stream_>>>(units.data(), codes.data(), scales.data());
+  check_cuda(cudaGetLastError());
+  const std::vector<float> found_codes = codes.download(), found_scales = scales.download();
+
+  for (int unit = 0; unit < count; ++unit) {
+    for (int step = 0; step < kUnitSteps; ++step) {
+      const std::size_t first = z((unit * kUnitSteps + step) * 32);
+      for (int row = 0; row < kPieceRows; ++row) {
+        const int output = output_of(shape, unit / units_of_tile, row);
+        // Lanes t = row / 2 of all groups of four have the scales of this output.
+        const float* scale = &found_scales[(first + z(row / 2)) * 4 + z(row % 2 * 2)];
+        for (int lane = row / 2; lane < 32; lane += 4)
+          ASSERT_EQ(std::memcmp(scale, &found_scales[(first + z(lane)) * 4 + z(row % 2 * 2)], 8), 0);
+        for (int in_step = 0; in_step < kGroupColumns; ++in_step) {
+          const int column = unit % units_of_tile * kUnitColumns + step * kGroupColumns + in_step;
+          const bool is_there = output < of.outputs && column < of.columns;
+          const int lane = row * 4 + in_step % 8 / 2;
+          const float code = found_codes[(first + z(lane)) * 8 + z(in_step / 8 * 2 + in_step % 2)];
+          const float expected = is_there ? weights_[z(output)][z(column)] : 0;
+          ASSERT_EQ(scale[0] * code - scale[1], expected) << "output " << output << ", column " << column;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(PackedWeights, UnpackToBf16RowByRow) {
+  const Case& of = GetParam();
+  const MatrixShape shape = of.shape();
+  const Memory<std::byte> units = packed(matrix_, of, stream_);
+  const int rows = of.is_gate_up ? of.outputs : shape.tiles() * kPieceRows;
+  const Memory<bf16> out(z(rows) * z(of.columns));
+  launch_unpack_weights(of.type, units.data(), shape, reinterpret_cast<__nv_bfloat16*>(out.data()), stream_);
+  const std::vector<bf16> found = out.download();
+  for (int row = 0; row < rows; ++row) {
+    for (int column = 0; column < of.columns; ++column) {
+      const float weight = row < of.outputs ? weights_[z(row)][z(column)] : 0;
+      ASSERT_EQ(found[z(row) * z(of.columns) + z(column)].bits, to_bf16(weight).bits)
+          << "row " << row << ", column " << column;
+    }
+  }
+}
+
+TEST_P(PackedWeights, AreTheEmbeddingsOfTokens) {
+  const Case& of = GetParam();
+  if (of.is_gate_up) return;  // as no embedding is
+  const Memory<std::byte> units = packed(matrix_, of, stream_);
+  std::vector<int> tokens;
+  for (int token = 0; token < of.outputs; ++token) tokens.push_back(of.outputs - 1 - token);
+  tokens.push_back(0);
+  const Memory<int> token(tokens);
+  const Memory<float> x(tokens.size() * z(of.columns));
+  constexpr float kScale = 48.25f;
+  launch_embed(token.data(), units.data(), of.type, kScale, static_cast<int>(tokens.size()), of.columns, x.data(),
+               stream_);
+  const std::vector<float> found = x.download();
+  for (std::size_t row = 0; row < tokens.size(); ++row) {
+    for (std::size_t column = 0; column < z(of.columns); ++column) {
+      ASSERT_EQ(found[row * z(of.columns) + column], weights_[z(tokens[row])][column] * kScale)
+          << "token " << tokens[row] << ", column " << column;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gemma
