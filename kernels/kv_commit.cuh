@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "kv_quantise.cuh"
 #include "layer_cache.cuh"
 
 namespace gemma {
@@ -15,5 +16,9 @@ namespace gemma {
 /// @throws Error if the launch fails.
 void launch_kv_commit(const __nv_bfloat16* k, const __nv_bfloat16* v, const LayerCache& cache,
                       const PromptSequence* sequences, int count, int max_rows, cudaStream_t stream);
+
+/// The same of a cache that is kept in 8 bits.
+void launch_kv_commit(const QuantisedRows& rows, const LayerCache& cache, const PromptSequence* sequences, int count,
+                      int max_rows, cudaStream_t stream);
 
 }  // namespace gemma
