@@ -34,7 +34,8 @@ namespace {
 
 // --- the producer: the same order of steps as the consumers', reduced to what they read ---
 
-__device__ void stream_matrix(Producer& producer, const Slots& slots, const MatrixShape& shape,
+template <class Format>
+__device__ void stream_matrix(Producer<Format>& producer, const Slots& slots, const MatrixShape& shape,
                               const MatrixSource& source) {
   for (int part = 0; slots.count() > 0 && part <= slots.last_part(); ++part) {
     const int tile = slots.tile(part);
@@ -44,8 +45,9 @@ __device__ void stream_matrix(Producer& producer, const Slots& slots, const Matr
   }
 }
 
-__device__ __forceinline__ void produce(const DecodeModel& model, const Shared& shared, int rows) {
-  Producer producer(shared.stream);
+template <KvType kKv, class Format>
+__device__ __forceinline__ void produce(const DecodeModel& model, const Shared<Format>& shared, int rows) {
+  Producer<Format> producer(shared.stream);
   Dealer dealer;
   MatrixSource next = source_of(model, 0), after_next = source_of(model, 1);
   CacheLayer cache = cache_of(model, 0);
@@ -57,7 +59,7 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared& 
     const Kind kind = kind_of(model, product);
     if (kind == Kind::kQkv || kind == Kind::kHead) dealer.begin_layer();
     if (kind == Kind::kAttentionOut) {
-      stream_keys_and_values(model, shared, cache, producer, rows, dealer);
+      stream_keys_and_values<kKv>(model, shared, cache, producer, rows, dealer);
       cache = cache_of(model, product + 4);
     }
     const MatrixShape shape = shape_of(model, kind);
@@ -78,8 +80,8 @@ __device__ void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16* normal
   copy_async_wait<0>();
 }
 
-template <int kRows, int kLaneDims>
-__device__ __forceinline__ void consume(const DecodeModel& model, const Shared& shared, int rows) {
+template <int kRows, int kLaneDims, WeightType kHead, KvType kKv, class Format>
+__device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared, int rows) {
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
   GridBarrier grid(model.exchange);
@@ -133,8 +135,17 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
     });
   };
 
-  residual.embed(model.embed + (has_row ? static_cast<std::size_t>(shared.token[own_row]) * hidden : 0),
-                 model.embedding_scale, model.layer[0].attention_norm);
+  if constexpr (kHead == WeightType::kBf16) {
+    residual.embed(static_cast<const __nv_bfloat16*>(model.embed) +
+                       (has_row ? static_cast<std::size_t>(shared.token[own_row]) * hidden : 0),
+                   model.embedding_scale, model.layer[0].attention_norm);
+  } else {
+    const int token = has_row ? shared.token[own_row] : 0;
+    const std::size_t tile_bytes = static_cast<std::size_t>(units_in_tile(hidden)) * unit_bytes(kHead);
+    residual.template embed_packed<kHead>(
+        static_cast<const std::byte*>(model.embed) + token / kPieceRows * tile_bytes, token % kPieceRows,
+        model.embedding_scale, model.layer[0].attention_norm);
+  }
   dealer.begin_layer();
   Slots slots = deal(Kind::kQkv);
   // Attention and MLP are alike: a norm, two products with something between them, and the norm of what is added. What
@@ -155,7 +166,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
       const bool is_second = second == 1;
       if (is_second && is_attention) {
         const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
-        attend<kLaneDims>(model, cache, shared, runs, qkv, Operand{model.attended, query_size}, next_piece);
+        attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, Operand{model.attended, query_size}, next_piece);
         grid.arrive();
         grid.wait();
       }
@@ -177,36 +188,44 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
   }
 }
 
-constexpr BlockSizes kSizes{kScratchBytes, kFewRows, kFewRows};
+template <class Format>
+constexpr BlockSizes<Format> kSizes{kScratchBytes, kFewRows, kFewRows};
 
-template <int kRows, int kLaneDims>
+template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
   extern __shared__ __align__(1024) char memory[];
   const int rows = *model.row_count;
-  constexpr BlockSizes kOwnSizes = kSizes;
-  const Shared shared = set_up_block(model, memory, stages, kOwnSizes, rows);
+  using Format = StreamFormat<kLayers>;
+  constexpr BlockSizes<Format> kOwnSizes = kSizes<Format>;
+  const Shared<Format> shared = set_up_block(model, memory, stages, kOwnSizes, rows);
   if (threadIdx.x >= kConsumers) {
     give_up_registers<56>();
-    if (threadIdx.x < kConsumers + producer_threads()) produce(model, shared, rows);
+    if (threadIdx.x < kConsumers + producer_threads()) produce<kKv>(model, shared, rows);
   } else {
     take_registers<224>();
-    consume<kRows, kLaneDims>(model, shared, rows);
+    consume<kRows, kLaneDims, kHead, kKv>(model, shared, rows);
   }
 }
 
 /// Shared memory of a block beside the stages.
-int fixed_bytes(int hidden, int rows) { return kSizes.fixed_bytes() + rows * operand_pitch(hidden) * 2; }
+template <class Format>
+int fixed_bytes(int hidden, int rows) {
+  return kSizes<Format>.fixed_bytes() + rows * operand_pitch(hidden) * 2;
+}
 
+template <class Format>
 bool fits(int hidden, int rows) {
-  return fixed_bytes(hidden, rows) + kMinStages * kStageBytes <= shared_memory_of_block();
+  return fixed_bytes<Format>(hidden, rows) + Format::kMinStages * Format::kStageBytes <= shared_memory_of_block();
 }
 
 template <int kRows, int kLaneDims>
 void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
-  const int fixed = fixed_bytes(model.hidden, rows);
-  const int stages = std::min(kMaxStages, (shared_memory_of_block() - fixed) / kStageBytes);
-  launch_on_all_multiprocessors(decode_kernel<kRows, kLaneDims>, fixed + stages * kStageBytes, stream, model, stages);
+  using Format = StreamFormat<WeightType::kBf16>;
+  const int fixed = fixed_bytes<Format>(model.hidden, rows);
+  const int stages = stages_in<Format>(shared_memory_of_block() - fixed);
+  launch_on_all_multiprocessors(decode_kernel<kRows, kLaneDims, WeightType::kBf16, WeightType::kBf16, KvType::kBf16>,
+                                fixed + stages * Format::kStageBytes, stream, model, stages);
 }
 
 template <int kRows>
@@ -226,12 +245,12 @@ std::size_t decode_exchange_size() {
   return kFirstCarry + static_cast<std::size_t>(multiprocessors()) * kFewRows * kPieceRows;
 }
 
-void check_decode(int hidden) {
+void check_decode(int hidden, WeightType /*layer_type*/) {
   if (hidden > ResidualRow::kMaxHidden) {
     throw Error("the CUDA device takes hidden sizes of up to " + std::to_string(ResidualRow::kMaxHidden) + ", not " +
                 std::to_string(hidden) + "; use --device cpu");
   }
-  if (!fits(hidden, 1)) {
+  if (!fits<StreamFormat<WeightType::kBf16>>(hidden, 1)) {
     throw Error("this GPU's blocks have " + std::to_string(shared_memory_of_block() / 1024) +
                 " KB of shared memory, too little for a hidden size of " + std::to_string(hidden));
   }
@@ -239,7 +258,7 @@ void check_decode(int hidden) {
 
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream) {
   // Each of several rows is normalised by a block of its own.
-  const bool is_few = rows <= std::min(kFewRows, multiprocessors()) && fits(model.hidden, rows);
+  const bool is_few = rows <= std::min(kFewRows, multiprocessors()) && fits<StreamFormat<WeightType::kBf16>>(model.hidden, rows);
   const int carries = is_few ? multiprocessors() * (rows == 1 ? 1 : kFewRows) * kPieceRows : 0;
   check_cuda(cudaMemsetAsync(model.exchange, 0, static_cast<std::size_t>(kFirstCarry + carries) * 8, stream));
   if (!is_few) {

@@ -8,6 +8,9 @@
 
 #include <cstddef>
 
+#include "device/device.h"
+#include "model/model.h"
+
 namespace gemma {
 
 /// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
@@ -42,13 +45,16 @@ struct MatrixShape {
 
   GEMMA_HOST_DEVICE int rows_in_tile() const { return is_gate_up ? kPieceRows / 2 : kPieceRows; }
   GEMMA_HOST_DEVICE int tiles() const { return (outputs + kPieceRows - 1) / kPieceRows; }
-  GEMMA_HOST_DEVICE int pieces_in_tile() const { return (columns + kPieceColumns - 1) / kPieceColumns; }
+  /// @param piece_columns  of a whole piece: StreamFormat::columns_in_piece()
+  GEMMA_HOST_DEVICE int pieces_in_tile(int piece_columns = kPieceColumns) const {
+    return (columns + piece_columns - 1) / piece_columns;
+  }
 };
 
 /// Where a weight matrix is streamed from.
 struct MatrixSource {
-  const __nv_bfloat16* weights;  ///< [outputs, columns]
-  const void* tensor_map;        ///< a CUtensorMap of it in the GPU's memory; for Hopper and newer
+  const void* weights;     ///< bf16 [outputs, columns], or packed (packed_weights.cuh)
+  const void* tensor_map;  ///< of weights in bf16, a CUtensorMap of it in the GPU's memory; for Hopper and newer
 };
 
 /// A weight matrix as it is streamed.
@@ -88,13 +94,13 @@ struct DecodeModel {
   float attention_softcap;  ///< 0: none
   float final_softcap;      ///< 0: none
 
-  const DecodeLayer* layer;    ///< [layers]
-  const __nv_bfloat16* embed;  ///< [vocab, hidden]
-  StreamedMatrix head;         ///< [vocab, hidden]
-  const float* final_norm;     ///< [hidden]
-  const float2* rope;          ///< [positions, head_dim / 2]: cosine and sine
-  __nv_bfloat16* rings;        ///< [rings, local_layers, 2, kv_heads, ring_slots, head_dim]
-  __nv_bfloat16* pages;        ///< [pages, global_layers, 2, kv_heads, 64, head_dim]
+  const DecodeLayer* layer;  ///< [layers]
+  const void* embed;         ///< [vocab, hidden], as MatrixSource::weights
+  StreamedMatrix head;       ///< [vocab, hidden]
+  const float* final_norm;   ///< [hidden]
+  const float2* rope;        ///< [positions, head_dim / 2]: cosine and sine
+  void* rings;               ///< bf16 [rings, local_layers, 2, kv_heads, ring_slots, head_dim], or kQ8 (kv_type)
+  void* pages;               ///< bf16 [pages, global_layers, 2, kv_heads, 64, head_dim], or kQ8
 
   const int* row_count;   ///< rows of this launch, 1 to kDecodeRows
   const int* token;       ///< [rows]
@@ -118,6 +124,11 @@ struct DecodeModel {
 
   unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
   unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
+
+  // What kernels are chosen by.
+  WeightType layer_type;  ///< of all matrices of the layers
+  WeightType head_type;   ///< of embedding and head: layer_type, or kQ8 where that is kQ4
+  KvType kv_type;         ///< kBf16, or kQ8
 };
 
 /// Groups that max_blocks blocks make.
@@ -125,7 +136,7 @@ inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1)
 
 /// Refuses rows that the kernels cannot take on the present GPU.
 /// @throws Error if shared memory is too short, or the rows are longer than the kernels can hold.
-void check_decode(int hidden);
+void check_decode(int hidden, WeightType layer_type);
 
 /// Elements that DecodeModel::exchange must have on the present GPU.
 std::size_t decode_exchange_size();

@@ -47,7 +47,8 @@ __device__ inline KeyRange visible_keys(const DecodeModel& model, const CacheLay
 }
 
 /// The ring, or the page, that has a block of a row's keys.
-__device__ inline int cache_unit(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int row,
+template <class Format>
+__device__ int cache_unit(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer, int row,
                                  int block) {
   return layer.is_local ? shared.ring[row] : __ldg(model.page_table + row * model.max_pages + block);
 }
@@ -59,10 +60,10 @@ __device__ inline __nv_bfloat16* block_in_cache(const DecodeModel& model, const 
   if (layer.is_local) {
     const std::size_t ring = static_cast<std::size_t>(unit) * model.local_layers + layer.index_in_kind;
     const int slot = block * kBlockKeys % model.ring_slots;
-    return model.rings + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
+    return static_cast<__nv_bfloat16*>(model.rings) + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
   }
   const std::size_t page = static_cast<std::size_t>(unit) * model.global_layers + layer.index_in_kind;
-  return model.pages + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
+  return static_cast<__nv_bfloat16*>(model.pages) + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
 }
 
 /// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on
@@ -89,13 +90,13 @@ struct AttentionShare {
 class BlockRuns {
  public:
   BlockRuns() = default;
-  __device__ BlockRuns(const DecodeModel& model, const Shared& shared, const CacheLayer& layer, int rows,
+  template <class Format>
+  __device__ BlockRuns(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer, int rows,
                        Dealer& dealer) {
     int total = 0;
     for (int row = 0; row < rows; ++row)
       total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-    constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;
-    const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / kPieceBytes);
+    const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / Format::kPieceBytes);
     item_ = share.first;
     last_ = share.last;
     before_ = 0;
@@ -103,7 +104,8 @@ class BlockRuns {
     find(model, shared, layer);
   }
   /// With the share worked out beforehand.
-  __device__ BlockRuns(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
+  template <class Format>
+  __device__ BlockRuns(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                        const AttentionShare& share)
       : item_(share.first), last_(share.last), before_(share.first_in_row) {
     run_.row = share.row;
@@ -112,13 +114,15 @@ class BlockRuns {
 
   __device__ bool is_done() const { return item_ >= last_; }
   __device__ const BlockRun& run() const { return run_; }
-  __device__ void advance(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+  template <class Format>
+  __device__ void advance(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer) {
     item_ += run_.count;
     find(model, shared, layer);
   }
 
  private:
-  __device__ void find(const DecodeModel& model, const Shared& shared, const CacheLayer& layer) {
+  template <class Format>
+  __device__ void find(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer) {
     if (is_done()) return;
     for (;; ++run_.row) {
       run_.range = visible_keys(model, layer, shared.position[run_.row]);
@@ -220,8 +224,8 @@ __device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
 }
 
 /// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
-template <int kLaneDims>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
-__device__ void attend_part(const DecodeModel& model, const Shared& shared, AttentionScratch& scratch, int piece,
+template <int kLaneDims, class Format>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
+__device__ void attend_part(const DecodeModel& model, const Shared<Format>& shared, AttentionScratch& scratch, int piece,
                             const KeyRange& range, int first_key, int heads, int part) {
   static_assert(kHeadsAtOnce * kKeysInPart == 16);
   const int head_dim = model.head_dim;
@@ -298,8 +302,8 @@ __device__ void attend_part(const DecodeModel& model, const Shared& shared, Atte
 
 /// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
 /// its key and value, which go into the cache, too. What the product has left is asked for all at once.
-template <class QkvRow>
-__device__ void prepare_attention(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
+template <class Format, class QkvRow>
+__device__ void prepare_attention(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                                   AttentionScratch& scratch, const BlockRun& run, int first_head, int heads,
                                   const QkvRow& qkv) {
   const int head_dim = model.head_dim;
@@ -386,7 +390,8 @@ __device__ void combine(int count, int heads, int head_dim, const PartialOut& pa
 
 /// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other
 /// thread blocks wrote before they reported can then be read.
-__device__ inline bool report_done(const Shared& shared, unsigned* arrivals, int done, int all) {
+template <class Format>
+__device__ bool report_done(const Shared<Format>& shared, unsigned* arrivals, int done, int all) {
   consumer_barrier();
   if (threadIdx.x == 0) {
     *shared.is_last =
@@ -398,8 +403,8 @@ __device__ inline bool report_done(const Shared& shared, unsigned* arrivals, int
 }
 
 /// After a run's partial results are written: combines what is complete with it, its group and then all groups.
-template <class Attended>
-__device__ void combine_blocks(const DecodeModel& model, const Shared& shared, const Attended& attended,
+template <class Format, class Attended>
+__device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& shared, const Attended& attended,
                                const BlockRun& run) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
@@ -447,8 +452,8 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared& shared, c
 
 /// @param qkv       what the last product gave: qkv.row(i).read() as ProductRow's
 /// @param attended  the next product's input: attended.at(row, column)
-template <int kLaneDims, class Qkv, class Attended>
-__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared& shared, BlockRuns& runs,
+template <KvType kKv, int kLaneDims, class Format, class Qkv, class Attended>
+__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared<Format>& shared, BlockRuns& runs,
                        const Qkv& qkv, const Attended& attended, int& next_piece) {
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;

@@ -10,8 +10,6 @@
 namespace gemma {
 
 inline constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
-inline constexpr int kMinStages = 3;
-inline constexpr int kMaxStages = 32;
 
 /// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
 /// in registers (or rather spilled from them) from one end of the kernel to the other.
@@ -24,8 +22,9 @@ __device__ inline int warp_index() { return static_cast<int>(threadIdx.x / 32); 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x % 32); }
 
 /// What a thread block has in shared memory.
+template <class Format>
 struct Shared {
-  Stream stream;
+  Stream<Format> stream;
   float* scratch;  // [scratch_bytes]
   float* carried;  // [2, rows, kPieceRows]: sums of a tile that go on from one round of a product to the next
   float* sums;     // [2, kConsumerWarps]
@@ -37,6 +36,7 @@ struct Shared {
 };
 
 /// How much of it a kernel has.
+template <class Format>
 struct BlockSizes {
   int scratch_bytes;
   int carried_rows;
@@ -45,7 +45,7 @@ struct BlockSizes {
   __host__ __device__ constexpr int carried_bytes() const { return 2 * carried_rows * kPieceRows * 4; }
   /// Carried sums; sums, the flag, and the rows' tokens, positions and rings; then the stages' barriers.
   __host__ __device__ constexpr int small_bytes() const {
-    return carried_bytes() + (4 * (2 * kConsumerWarps + 1 + 3 * rows) + 15) / 16 * 16 + 16 * kMaxStages;
+    return carried_bytes() + (4 * (2 * kConsumerWarps + 1 + 3 * rows) + 15) / 16 * 16 + 16 * Format::kMaxStages;
   }
   /// All but the stages, up to Shared::rest.
   __host__ __device__ constexpr int fixed_bytes() const { return scratch_bytes + small_bytes(); }
@@ -53,14 +53,15 @@ struct BlockSizes {
 
 /// By all threads of a block: deals out its shared memory, makes the stream's barriers ready, and reads what the rows
 /// are.
-/// @param memory  aligned to 1024 bytes, as pieces of weights must be
-__device__ __forceinline__ Shared set_up_block(const DecodeModel& model, char* memory, int stages,
-                                               const BlockSizes& sizes, int rows) {
-  Shared shared;
+/// @param memory  aligned to 1024 bytes, as pieces of weights in bf16 must be
+template <class Format>
+__device__ __forceinline__ Shared<Format> set_up_block(const DecodeModel& model, char* memory, int stages,
+                                                       const BlockSizes<Format>& sizes, int rows) {
+  Shared<Format> shared;
   shared.stream.stage_memory = memory;
   shared.stream.stages = stages;
   shared.stream.stages_inverse = 0xffffffffu / static_cast<unsigned>(stages) + 1;
-  char* next = memory + static_cast<std::size_t>(stages) * kStageBytes;
+  char* next = memory + static_cast<std::size_t>(stages) * Format::kStageBytes;
   shared.scratch = reinterpret_cast<float*>(next);
   next += sizes.scratch_bytes;
   shared.carried = reinterpret_cast<float*>(next);
@@ -70,8 +71,8 @@ __device__ __forceinline__ Shared set_up_block(const DecodeModel& model, char* m
   shared.position = shared.token + sizes.rows;
   shared.ring = shared.position + sizes.rows;
   shared.rest = next + sizes.small_bytes();
-  shared.stream.full = reinterpret_cast<std::uint64_t*>(shared.rest - 16 * kMaxStages);
-  shared.stream.empty = shared.stream.full + kMaxStages;
+  shared.stream.full = reinterpret_cast<std::uint64_t*>(shared.rest - 16 * Format::kMaxStages);
+  shared.stream.empty = shared.stream.full + Format::kMaxStages;
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
@@ -101,8 +102,8 @@ class Dealer {
   __device__ void begin_layer() { dealt_ = below_ = through_ = uneven_ = 0; }
 
   /// Pieces of a product, numbered tile by tile. Tiles are divided between blocks where each gets more than one.
-  __device__ Share deal_pieces(const MatrixShape& matrix) {
-    const int in_tile = matrix.pieces_in_tile();
+  __device__ Share deal_pieces(const MatrixShape& matrix, int piece_columns = kPieceColumns) {
+    const int in_tile = matrix.pieces_in_tile(piece_columns);
     const int pieces = matrix.tiles() * in_tile;
     if (matrix.tiles() < grid()) {
       const Share tiles = even(matrix.tiles());

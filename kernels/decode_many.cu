@@ -27,8 +27,10 @@
 namespace gemma {
 namespace {
 
+using Format = StreamFormat<WeightType::kBf16>;
+
 template <int kRows>
-constexpr BlockSizes kSizes{std::max(kScratchBytes, panel_scratch_bytes(kRows)), 0, kRows};
+constexpr BlockSizes<Format> kSizes{std::max(kScratchBytes, panel_scratch_bytes(kRows)), 0, kRows};
 
 /// Whose sums over pieces of columns are left to be added up by their readers.
 __device__ constexpr bool is_split(Kind kind) { return kind != Kind::kGateUp && kind != Kind::kHead; }
@@ -41,7 +43,7 @@ struct AttentionShares {
   __device__ const AttentionShare& of(const CacheLayer& layer) const { return of_kind[layer.is_local]; }
 };
 
-__device__ AttentionShare share_attention(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
+__device__ AttentionShare share_attention(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                                           int rows) {
   const auto blocks_of = [&](int row) {
     return visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
@@ -59,9 +61,9 @@ __device__ AttentionShare share_attention(const DecodeModel& model, const Shared
 
 // --- the producer: the same order of steps as the consumers', reduced to what they read ---
 
-__device__ __forceinline__ void produce(const DecodeModel& model, const Shared& shared, const AttentionShares& shares,
+__device__ __forceinline__ void produce(const DecodeModel& model, const Shared<Format>& shared, const AttentionShares& shares,
                                         int tiles_in_group) {
-  Producer producer(shared.stream);
+  Producer<Format> producer(shared.stream);
   TileDealer dealer;
   MatrixSource next = source_of(model, 0), after_next = source_of(model, 1);
   CacheLayer cache = cache_of(model, 0);
@@ -72,7 +74,7 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared& 
     producer.expect(next);
     const Kind kind = kind_of(model, product);
     if (kind == Kind::kAttentionOut) {
-      stream_keys_and_values(model, shared, cache, producer, shares.of(cache));
+      stream_keys_and_values<KvType::kBf16>(model, shared, cache, producer, shares.of(cache));
       cache = cache_of(model, product + 4);
     }
     const MatrixShape shape = shape_of(model, kind);
@@ -87,7 +89,7 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared& 
 // --- the consumers ---
 
 template <int kRows, int kLaneDims>
-__device__ __forceinline__ void consume(const DecodeModel& model, const Shared& shared, const AttentionShares& shares,
+__device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared, const AttentionShares& shares,
                                         const Totals& totals, int rows) {
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
@@ -110,8 +112,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
   ResidualRow residual(hidden, first_row < rows);
   const auto residual_at = [&](int row) { return model.residual[0] + static_cast<std::size_t>(row) * hidden; };
   const auto embed = [&](int row) {
-    residual.embed(model.embed + static_cast<std::size_t>(shared.token[row]) * hidden, model.embedding_scale,
-                   model.layer[0].attention_norm);
+    residual.embed(static_cast<const __nv_bfloat16*>(model.embed) + static_cast<std::size_t>(shared.token[row]) * hidden,
+                   model.embedding_scale, model.layer[0].attention_norm);
   };
   const auto normalize = [&](int row) {
     residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
@@ -147,7 +149,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared& 
     grid.arrive();
     BlockRuns runs(model, shared, cache, shares.of(cache));
     grid.wait();
-    attend<kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
+    attend<KvType::kBf16, kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
     wait_for_grid();
     multiply_split<kRows>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
     add_and_normalize(attention_out, layer.attention_post_norm, layer.mlp_norm);
@@ -174,8 +176,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_many_kernel(const __grid_constant__ DecodeModel model, int stages, int tiles_in_group) {
   extern __shared__ __align__(1024) char memory[];
   const int rows = *model.row_count;
-  constexpr BlockSizes kOwnSizes = kSizes<kRows>;
-  const Shared shared = set_up_block(model, memory, stages, kOwnSizes, rows);
+  constexpr BlockSizes<Format> kOwnSizes = kSizes<kRows>;
+  const Shared<Format> shared = set_up_block(model, memory, stages, kOwnSizes, rows);
   AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
   const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
   if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {
@@ -203,8 +205,8 @@ void launch(const DecodeModel& model, cudaStream_t stream) {
       std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), memory / 4 / kTotalBytes);
   const int fixed =
       kSizes<kRows>.fixed_bytes() + static_cast<int>(sizeof(AttentionShares)) + tiles_in_group * kTotalBytes;
-  const int stages = std::min(kMaxStages, (memory - fixed) / kStageBytes);
-  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims>, fixed + stages * kStageBytes, stream, model,
+  const int stages = stages_in<Format>(memory - fixed);
+  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims>, fixed + stages * Format::kStageBytes, stream, model,
                                 stages, tiles_in_group);
 }
 

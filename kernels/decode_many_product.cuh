@@ -17,7 +17,7 @@ namespace gemma {
 
 /// Tiles that are multiplied between two barriers.
 inline constexpr int kTilesAtOnce = 2;
-static_assert(kTilesAtOnce <= kMinStages && kTilesAtOnce <= kConsumerWarps);
+static_assert(kTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages && kTilesAtOnce <= kConsumerWarps);
 
 /// Tiles of one piece of columns that a block works on one after the other: first_tile, first_tile + tile_step, ...
 struct Panel {
@@ -100,8 +100,8 @@ class WholePanels {
 };
 
 /// The producer's part: copies the panels' weights.
-template <class Panels>
-__device__ void stream_panels(Producer& producer, const MatrixShape& shape, const MatrixSource& source, Panels panels) {
+template <class Format, class Panels>
+__device__ void stream_panels(Producer<Format>& producer, const MatrixShape& shape, const MatrixSource& source, Panels panels) {
   for (Panel panel; panels.next(panel);) {
     for (int i = 0; i < panel.tiles; ++i)
       producer.copy_weights(shape, source, panel.first_tile + i * panel.tile_step, panel.column);
@@ -215,13 +215,13 @@ constexpr int panel_scratch_bytes(int rows) {
 /// All consumers: multiplies panels. Calls done(panel, tile of the panel, index, sum) with the sum over the panel's
 /// columns of row index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: in panels of as many tiles
 /// always in the same thread, by whole warps, and for rows that do not exist, too.
-template <int kRows, class Panels, class Done>
-__device__ void multiply_panels(const Shared& shared, const FragmentOperand& operand, int rows, Panels panels,
+template <int kRows, class Format, class Panels, class Done>
+__device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
                                 Progress& progress, const Done& done) {
   using Held = HeldOperand<kRows>;
   constexpr int kPairs = kRows * kPieceRows / 2;
   const int lane = lane_index();
-  const Stream& stream = shared.stream;
+  const Stream<Format>& stream = shared.stream;
   Panel panel;
   if (!panels.next(panel)) return;
   Held held;
@@ -330,8 +330,8 @@ struct SplitProduct {
 };
 
 /// One product whose sums are left piece by piece.
-template <int kRows>
-__device__ void multiply_split(const Shared& shared, const MatrixShape& matrix, const FragmentOperand& operand,
+template <int kRows, class Format>
+__device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, Progress& progress, const SplitProduct& out) {
   const int outputs = matrix.outputs;
   multiply_panels<kRows>(
@@ -352,8 +352,8 @@ struct Totals {
 
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both.
-template <int kRows, class Epilogue>
-__device__ void multiply_whole(const Shared& shared, const MatrixShape& matrix, const FragmentOperand& operand,
+template <int kRows, class Format, class Epilogue>
+__device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
                                const Epilogue& epilogue) {
   constexpr int kPairs = kRows * kPieceRows / 2;

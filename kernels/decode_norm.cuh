@@ -31,6 +31,20 @@ class ResidualRow {
     });
   }
 
+  /// The same from packed weights.
+  /// @param tile  of the embedding that the token is in
+  /// @param row   of the tile
+  template <WeightType kType>
+  __device__ void embed_packed(const std::byte* tile, int row, float scale, const float* next_norm) {
+    clear();
+    each_unit([&](int i, int unit) {
+      const std::byte* const packed = tile + 4 * unit / kUnitColumns * unit_bytes(kType);
+      const auto weight = [&](int j) { return packed_weight<kType>(packed, row, 4 * unit % kUnitColumns + j); };
+      x_[i] = {weight(0) * scale, weight(1) * scale, weight(2) * scale, weight(3) * scale};
+      next_norm_[i] = __ldg(reinterpret_cast<const float4*>(next_norm) + unit);
+    });
+  }
+
   /// Asks for the row, as store() has left it, and for the weights of the next norms: ahead of the wait for what they
   /// are applied to.
   /// @param added_norm  of what add() takes in
@@ -50,8 +64,8 @@ class ResidualRow {
 
   /// x += RMSNorm(added)
   /// @param added  what the last product gave: ProductRow, or alike
-  template <class AddedRow>
-  __device__ void add(const Shared& shared, const AddedRow& added, float eps) {
+  template <class Format, class AddedRow>
+  __device__ void add(const Shared<Format>& shared, const AddedRow& added, float eps) {
     int units[kMaxUnits];
 #pragma unroll
     for (int i = 0; i < kMaxUnits; ++i) units[i] = -1;
@@ -71,8 +85,8 @@ class ResidualRow {
 
   /// Writes RMSNorm(x) as a product's input.
   /// @param at  where a column of it goes: columns 2i and 2i + 1 are neighbours
-  template <class At>
-  __device__ void normalize(const Shared& shared, float eps, const At& at) const {
+  template <class Format, class At>
+  __device__ void normalize(const Shared<Format>& shared, float eps, const At& at) const {
     float squares = 0;
     each_unit([&](int i, int) { squares = add_squares(squares, x_[i]); });
     const float scale = rsqrtf(fmaf(row_sum(shared.sums + kConsumerWarps, squares), inverse_hidden_, eps));

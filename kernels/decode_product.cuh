@@ -184,7 +184,8 @@ struct OwnSteps {
 /// class's steps alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both
 /// give the same bits.
 /// @return its sums in `upper` of all lanes
-__device__ inline PieceSums multiply_piece_by_row(const Stream& stream, int piece, const OwnSteps& own) {
+template <class Format>
+__device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int piece, const OwnSteps& own) {
   constexpr int kChains = 4;  // of classes that are accumulated side by side, only so as not to wait for each other
   const int group = lane_index() / 4;
   stream.wait_until_full(piece);
@@ -214,8 +215,9 @@ __device__ inline PieceSums multiply_piece_by_row(const Stream& stream, int piec
 }
 
 /// The same for up to 16 rows.
-__device__ inline PieceSums multiply_piece_by_rows(const Stream& stream, int piece, const Operand& operand, int rows,
-                                                   int column, int columns) {
+template <class Format>
+__device__ PieceSums multiply_piece_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+                                            int column, int columns) {
   const int group = lane_index() / 4;
   const int steps = columns / 32;
   const auto read = [&](int row, int step) {
@@ -252,8 +254,8 @@ __device__ inline PieceSums multiply_piece_by_rows(const Stream& stream, int pie
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both. The grid must meet before the scratch memory is used
 /// again.
-template <int kRows, class Epilogue>
-__device__ void multiply(const Shared& shared, const MatrixShape& matrix, const Slots& slots, const Operand& operand,
+template <int kRows, class Format, class Epilogue>
+__device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix, const Slots& slots, const Operand& operand,
                          int rows, int& next_piece, Carries& carries, const Epilogue& epilogue) {
   constexpr int kPairsInRow = kPieceRows / 2;
   constexpr int kPairs = kRows * kPairsInRow;

@@ -63,9 +63,9 @@ __device__ inline CacheLayer cache_of(const DecodeModel& model, int product) {
 
 /// The producer: copies the keys and values of this block's runs.
 /// @param share  what BlockRuns works this block's share out of
-template <class... Share>
-__device__ void stream_keys_and_values(const DecodeModel& model, const Shared& shared, const CacheLayer& layer,
-                                       Producer& producer, Share&... share) {
+template <KvType kKv, class Format, class... Share>
+__device__ void stream_keys_and_values(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
+                                       Producer<Format>& producer, Share&... share) {
   const int part_elements = kKeysInPart * model.head_dim;
   for (BlockRuns runs(model, shared, layer, share...); !runs.is_done(); runs.advance(model, shared, layer)) {
     const BlockRun& run = runs.run();

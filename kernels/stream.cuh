@@ -1,25 +1,77 @@
 #pragma once
 
-// Memory as a stream. One warp of each block, the producer, copies pieces of weights and of the cache into a ring of
-// stages in shared memory, in an order that is known in advance; the other warps consume them. The copies never wait
-// for arithmetic, so memory stays busy while the grid waits at a barrier.
+// Memory as a stream. One warp of each block, the producer (or several, which take turns), copies pieces of weights and
+// of the cache into a ring of stages in shared memory, in an order that is known in advance; the other warps consume
+// them. The copies never wait for arithmetic, so memory stays busy while the grid waits at a barrier.
 
+#include <cstddef>
 #include <cstdint>
 
 #include "decode.cuh"
+#include "packed_weights.cuh"
 #include "ptx.cuh"
 
 namespace gemma {
 
 inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
-inline constexpr int kDecodeThreads = kConsumers + 128;  // the producer's warpgroup; one warp of it works
+inline constexpr int kDecodeThreads = kConsumers + 128;  // the producers' warpgroup; kProducers warps of it work
 
-inline constexpr int kStageBytes = kPieceRows * kPieceColumns * 2;
+/// How the weights of a model's layers are streamed: the stages that they lie in, and who fills these.
+///
+/// kPiecesInFlight is the number of copies that may be under way at once, where there are stages for them. More make
+/// every other access to memory wait behind them (measured, in bf16): some 32 KB. One thread sees to a piece in no less
+/// than 100 to 150 ns; what is streamed in smaller pieces has several producers, which take the pieces in turn.
+template <WeightType kType>
+struct StreamFormat;
 
-/// Copies that may be under way at once, where there are stages for them. More make every other access to memory wait
-/// behind them (measured).
-inline constexpr int kPiecesInFlight = 4;
+template <>
+struct StreamFormat<WeightType::kBf16> {
+  static constexpr WeightType kLayers = WeightType::kBf16;
+  static constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;  ///< of a whole piece of the layers' weights
+  static constexpr int kStageBytes = kPieceBytes;
+  static constexpr int kMinStages = 3;
+  static constexpr int kMaxStages = 32;
+  static constexpr int kProducers = 1;
+  static constexpr int kPiecesInFlight = 4;
+};
+
+template <>
+struct StreamFormat<WeightType::kQ8> {
+  static constexpr WeightType kLayers = WeightType::kQ8;
+  static constexpr int kPieceBytes = kPieceColumns / kUnitColumns * unit_bytes(WeightType::kQ8);
+  static constexpr int kStageBytes = kPieceBytes;
+  static constexpr int kMinStages = 6;
+  static constexpr int kMaxStages = 52;
+  static constexpr int kProducers = 2;
+  static constexpr int kPiecesInFlight = 8;
+};
+
+template <>
+struct StreamFormat<WeightType::kQ4> {
+  static constexpr WeightType kLayers = WeightType::kQ4;
+  static constexpr int kPieceBytes = kPieceColumns / kUnitColumns * unit_bytes(WeightType::kQ4);
+  static constexpr int kStageBytes = (kPieceBytes + 127) / 128 * 128;
+  static constexpr int kMinStages = 12;
+  static constexpr int kMaxStages = 88;
+  static constexpr int kProducers = 4;
+  static constexpr int kPiecesInFlight = 16;
+};
+
+/// Columns of a whole piece of a matrix of this type: half as many where a stage has no room for more.
+template <class Format, WeightType kType>
+__host__ __device__ constexpr int columns_in_piece() {
+  return kType == WeightType::kQ8 && kPieceColumns / kUnitColumns * unit_bytes(kType) > Format::kStageBytes
+             ? kUnitColumns
+             : kPieceColumns;
+}
+
+/// How many stages of those that fit into some memory a stream has: each producer the same number.
+template <class Format>
+__host__ __device__ constexpr int stages_in(int bytes) {
+  const int fitting = bytes / Format::kStageBytes;
+  return (fitting < Format::kMaxStages ? fitting : Format::kMaxStages) / Format::kProducers * Format::kProducers;
+}
 
 /// Where 16 bytes of a piece of weights lie in its stage: in runs of 64 columns, of which each row has 128 bytes; in
 /// them the 16 bytes change places with the row, so that the 8 rows of a tensor core operand lie in different banks.
@@ -40,19 +92,22 @@ struct RingPlace {
   }
 };
 
-/// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages. It is consumed by warp
-/// i % kConsumerWarps, or by all warps together.
+/// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages and is copied by producer
+/// i % kProducers. It is consumed by warp i % kConsumerWarps, or by all warps together.
+template <class Format>
 struct Stream {
-  char* stage_memory;    // [stages, kStageBytes]
+  char* stage_memory;    // [stages, Format::kStageBytes]
   std::uint64_t* full;   // [stages]: a piece has arrived
   std::uint64_t* empty;  // [stages]: a piece has been consumed
-  int stages;
+  int stages;               // a multiple of Format::kProducers: whoever fills a stage is always the same
   unsigned stages_inverse;  // of 2^32, rounded up
 
   __device__ __nv_bfloat16* memory(int stage) const {
-    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage * kStageBytes);
+    return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage * Format::kStageBytes);
   }
   __device__ __nv_bfloat16* stage(int piece) const { return memory(stage_index(piece)); }
+  /// The same, of pieces that are not in bf16.
+  __device__ std::byte* bytes(int piece) const { return reinterpret_cast<std::byte*>(stage(piece)); }
   __device__ RingPlace place(int piece) const { return {stage_index(piece), static_cast<unsigned>(turn(piece)) & 1}; }
   __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
@@ -62,19 +117,26 @@ struct Stream {
   }
 
  private:
-  /// piece / stages, exact for up to 2^27 pieces of a step in up to 32 stages.
+  /// piece / stages, exact for up to 2^25 pieces of a step in up to 128 stages.
   __device__ int turn(int piece) const {
     return static_cast<int>(__umulhi(static_cast<unsigned>(piece), stages_inverse));
   }
   __device__ int stage_index(int piece) const { return piece - turn(piece) * stages; }
 };
 
-/// The producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes
+/// A producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes
 /// of a warp together.
+///
+/// All producers go through all pieces; each copies those that are its own.
+template <class Format>
 class Producer {
  public:
-  __device__ explicit Producer(const Stream& stream)
-      : stream_(stream), in_flight_(min(kPiecesInFlight, stream.stages - 1)) {
+  /// @param index  which of the producers
+  __device__ explicit Producer(const Stream<Format>& stream, int index = 0)
+      : stream_(stream),
+        in_flight_(min(Format::kPiecesInFlight, stream.stages - Format::kProducers) / Format::kProducers),
+        others_(index) {
+    next_.stage = oldest_.stage = index;
 #if __CUDA_ARCH__ >= 900
     policy_ = streaming_policy();
 #endif
@@ -83,16 +145,27 @@ class Producer {
   /// Says that a matrix will be copied from soon.
   __device__ void expect(const MatrixSource& source) {
 #if __CUDA_ARCH__ >= 900
-    prefetch_tensor_map(source.tensor_map);
+    if constexpr (Format::kLayers == WeightType::kBf16) prefetch_tensor_map(source.tensor_map);
 #else
     (void)source;
 #endif
   }
 
-  /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix, as far as it has
-  /// them.
+  /// How many pieces come before this producer's next own one.
+  __device__ int others() const { return others_; }
+  /// Goes on by pieces of a matrix, of which this producer has copied its own.
+  __device__ void pass(int pieces) {
+    if constexpr (Format::kProducers > 1) {
+      static_assert((Format::kProducers & (Format::kProducers - 1)) == 0);
+      others_ = (others_ - pieces) & (Format::kProducers - 1);
+    }
+  }
+
+  /// Copies rows [row, row + kPieceRows) and columns [column, column + kPieceColumns) of a matrix in bf16, as far as it
+  /// has them: a piece of this producer's own.
   __device__ void copy_weights(const MatrixShape& shape, const MatrixSource& source, int tile, int column) {
-    begin(kStageBytes);
+    static_assert(Format::kLayers == WeightType::kBf16);
+    begin(Format::kStageBytes);
 #if __CUDA_ARCH__ >= 900
     tensor_copy(stage(), source.tensor_map, 0, tile * shape.rows_in_tile(), 0, column / 64, full(), policy_);
 #else
@@ -100,7 +173,8 @@ class Producer {
     for (int row = 0; row < kPieceRows; ++row) {
       const int output = shape.is_gate_up ? row / 4 * shape.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
       if (output >= shape.outputs) continue;
-      const __nv_bfloat16* from = source.weights + static_cast<std::size_t>(output) * shape.columns + column;
+      const __nv_bfloat16* from = static_cast<const __nv_bfloat16*>(source.weights) +
+                                  static_cast<std::size_t>(output) * shape.columns + column;
       for (int i = 8 * lane; i < min(kPieceColumns, shape.columns - column); i += 8 * 32)
         copy_async_16(stage() + swizzled(row, i), from + i);
     }
@@ -108,8 +182,21 @@ class Producer {
     end();
   }
 
-  /// Copies two runs of the same number of bytes, a multiple of 16, one behind the other.
+  /// Copies a run of bytes, a multiple of 16: a piece of this producer's own.
+  __device__ void copy_own(const void* from, int bytes) {
+    begin(static_cast<unsigned>(bytes));
+    copy_run(0, from, bytes);
+    end();
+  }
+
+  /// Copies the next piece, if it is this producer's own: a run of bytes, a multiple of 16.
+  __device__ void copy(const void* from, int bytes) {
+    if (is_own()) copy_own(from, bytes);
+  }
+
+  /// The same of two runs of the same number of bytes, one behind the other.
   __device__ void copy_pair(const __nv_bfloat16* first, const __nv_bfloat16* second, int elements) {
+    if (!is_own()) return;
     begin(4 * elements);
 #if __CUDA_ARCH__ >= 900
     bulk_copy(stage(), first, 2 * elements, full(), policy_);
@@ -124,6 +211,34 @@ class Producer {
   }
 
  private:
+  __device__ bool is_own() {
+    const bool is_own = others_ == 0;
+    pass(1);
+    return Format::kProducers == 1 || is_own;
+  }
+
+  __device__ void copy_run(int offset, const void* from, int bytes) {
+    char* const to = reinterpret_cast<char*>(stage()) + offset;
+#if __CUDA_ARCH__ >= 900
+    bulk_copy(to, from, static_cast<unsigned>(bytes), full(), policy_);
+#else
+    for (int i = 16 * static_cast<int>(threadIdx.x % 32); i < bytes; i += 16 * 32)
+      copy_async_16(to + i, static_cast<const char*>(from) + i);
+#endif
+  }
+
+  __device__ void advance(RingPlace& place) const {
+    if constexpr (Format::kProducers == 1) {
+      place.advance(stream_.stages);
+    } else {
+      place.stage += Format::kProducers;
+      if (place.stage >= stream_.stages) {
+        place.stage -= stream_.stages;
+        place.parity ^= 1;
+      }
+    }
+  }
+
   __device__ __nv_bfloat16* stage() const { return stream_.memory(next_.stage); }
   __device__ std::uint64_t* full() const { return &stream_.full[next_.stage]; }
 
@@ -131,7 +246,7 @@ class Producer {
     barrier_wait(&stream_.empty[next_.stage], next_.parity ^ 1);
     if (begun_ == in_flight_) {
       barrier_wait(&stream_.full[oldest_.stage], oldest_.parity);
-      oldest_.advance(stream_.stages);
+      advance(oldest_);
     } else {
       ++begun_;
     }
@@ -146,24 +261,32 @@ class Producer {
 #if __CUDA_ARCH__ < 900
     copy_async_arrive(full());
 #endif
-    next_.advance(stream_.stages);
+    advance(next_);
   }
 
-  Stream stream_;
+  Stream<Format> stream_;
   int in_flight_;
-  int begun_ = 0;     // pieces that have not been waited for
-  RingPlace next_;    // the next piece
-  RingPlace oldest_;  // the oldest piece that has not been waited for
+  int others_;        // pieces of others before the next one of its own
+  int begun_ = 0;     // own pieces that have not been waited for
+  RingPlace next_;    // the next one
+  RingPlace oldest_;  // the oldest one that has not been waited for
   std::uint64_t policy_ = 0;
 };
 
-/// Threads that produce, and arrivals that complete a `full` barrier: one with a copy engine, else one of each lane.
+/// Threads of a producer, and arrivals that complete a `full` barrier: one with a copy engine, else one of each lane.
 __device__ inline unsigned producer_threads() {
 #if __CUDA_ARCH__ >= 900
   return 1;
 #else
   return 32;
 #endif
+}
+
+/// Which producer the thread is, of the threads behind the consumers; kProducers or more: it has nothing to do.
+template <class Format>
+__device__ int producer_index() {
+  const int thread = static_cast<int>(threadIdx.x) - kConsumers;
+  return thread % 32 < static_cast<int>(producer_threads()) ? thread / 32 : Format::kProducers;
 }
 
 /// A barrier among the consumers alone.
