@@ -80,10 +80,11 @@ __device__ void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16* normal
   copy_async_wait<0>();
 }
 
-template <int kRows, int kLaneDims, WeightType kHead, KvType kKv, class Format>
+template <int kRows, int kLaneDims, WeightType kHead, KvType kKv, class Clock, class Format>
 __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared, int rows) {
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
+  Clock clock(model);
   GridBarrier grid(model.exchange);
   Carries carries(model.exchange, kRows * kPieceRows);
   Dealer dealer;
@@ -161,30 +162,39 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                                                            : model.final_norm;
     BlockRuns runs;
     normalize(half);
+    clock.was_busy(is_attention ? DecodePhase::kAttentionNorm : DecodePhase::kMlpNorm);
 #pragma unroll 1
     for (int second = 0; second < 2; ++second) {
       const bool is_second = second == 1;
       if (is_second && is_attention) {
         const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
         attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, Operand{model.attended, query_size}, next_piece);
+        clock.was_busy(DecodePhase::kAttend);
         grid.arrive();
         grid.wait();
+        clock.has_waited(DecodePhase::kAttend);
       }
-      multiply_with(is_head        ? Kind::kHead
-                    : is_attention ? (is_second ? Kind::kAttentionOut : Kind::kQkv)
-                                   : (is_second ? Kind::kDown : Kind::kGateUp),
-                    slots);
-      if (is_head) return;
+      const Kind kind = is_head        ? Kind::kHead
+                        : is_attention ? (is_second ? Kind::kAttentionOut : Kind::kQkv)
+                                       : (is_second ? Kind::kDown : Kind::kGateUp);
+      multiply_with(kind, slots);
+      clock.was_busy(phase_of(kind));
+      if (is_head) {
+        clock.stop();
+        return;
+      }
       grid.arrive();
       if (is_second) break;
       if (is_attention) runs = BlockRuns(model, shared, cache, rows, dealer);
       slots = deal(is_attention ? Kind::kAttentionOut : Kind::kDown);
       grid.wait();
+      clock.has_waited(phase_of(kind));
     }
     residual.fetch(model.residual[half % 2] + offset, added_norm, next_norm);
     if (!is_attention) dealer.begin_layer();
     slots = deal(is_attention ? Kind::kGateUp : half < 2 * model.layers - 1 ? Kind::kQkv : Kind::kHead);
     grid.wait();
+    clock.has_waited(is_attention ? DecodePhase::kAttentionOut : DecodePhase::kDown);
   }
 }
 

@@ -78,6 +78,21 @@ struct DecodeLayer {
   int index_in_kind;  ///< among the local, or the global, layers
 };
 
+/// Parts of a step that a profile tells apart; those of all layers together.
+enum class DecodePhase { kAttentionNorm, kQkv, kAttend, kAttentionOut, kMlpNorm, kGateUp, kDown, kLogits };
+inline constexpr int kDecodePhases = 8;
+
+/// Clock cycles of a block's consumers.
+struct DecodePhaseCycles {
+  long long busy;
+  long long waiting;  ///< afterwards, for the other blocks
+};
+
+struct DecodeBlockProfile {
+  DecodePhaseCycles phases[kDecodePhases];
+  long long cycles, nanoseconds;  ///< of the whole step
+};
+
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
 /// things lie. What changes (tokens, positions, page tables, how many rows there are) is behind the pointers.
 struct DecodeModel {
@@ -123,6 +138,7 @@ struct DecodeModel {
   std::size_t logits_pitch;
 
   unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
+  DecodeBlockProfile* profile;   ///< [multiprocessors]: of launch_decode_profiled alone
   unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
 
   // What kernels are chosen by.
@@ -147,5 +163,10 @@ std::size_t decode_exchange_size();
 /// which give a row the same bits.
 /// @throws Error if a launch fails.
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream);
+
+/// The same for one row, with clocks: leaves in model.profile where the blocks' time went. The clocks themselves take a
+/// few percent.
+/// @throws Error if the launch fails.
+void launch_decode_profiled(const DecodeModel& model, cudaStream_t stream);
 
 }  // namespace gemma
