@@ -47,6 +47,13 @@ struct KvLayout {
   int pages = 0;       ///< in the pool; a page number means the same page in every global layer
 };
 
+/// A part of a decoding step: what the processor's parts spend on it, all layers together, on average.
+struct PhaseTime {
+  const char* name = "";
+  double busy_s = 0;
+  double waiting_s = 0;  ///< afterwards, until all parts have come so far
+};
+
 /// The steps of Gemma 2's forward pass on one kind of processor. A device holds the weights, the activations of the
 /// rows of one step, and the cache; it knows nothing of requests.
 ///
@@ -70,6 +77,10 @@ class Device {
   /// whole step. @return whether it did: then the steps below concern the prompt rows alone, and are left out if there
   /// are none.
   virtual bool decode_at_once(const Batch& /*batch*/) { return false; }
+
+  /// decode_at_once() of a batch with one row, with clocks in its kernel, for those who measure. @return nothing where
+  /// there is no such kernel: then nothing was done
+  virtual std::vector<PhaseTime> profile_decode(const Batch& /*batch*/) { return {}; }
 
   /// x = embedding of each row's token, times Config::embedding_scale().
   virtual void embed(const Batch& batch) = 0;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "device/device.h"
 #include "model/model.h"
@@ -16,6 +17,10 @@ struct Cost {
 /// One decoding step of `rows` sequences: all weights but the embedding once (a few rows of it are free), and the cache
 /// that the rows' queries see.
 Cost decode_cost(const Model& model, int window, int context, int rows, KvType type);
+
+/// Bytes of such a step that one part of it reads: "qkv", "attend", "attention_out", "gate_up", "down", "mlp" (both) or
+/// "logits"; 0 for every other name.
+double bytes_of_part(const Model& model, std::string_view part, int window, int context, int rows, KvType type);
 
 /// Reading a prompt: all weights but embedding and head once for each chunk; 2 FLOP for each of their parameters and
 /// each token, and attention's two products over the keys that are seen.

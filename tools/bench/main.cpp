@@ -107,8 +107,15 @@ ModelResult bench_model(const Options& options, const BenchDevice& bench, const 
     }
     if (std::find(options.rows.begin(), options.rows.end(), 1) != options.rows.end())
       bench_decode(options, bench, model, *device, contexts, 1, result);
+    if (options.wants_profile && !contexts.empty()) {
+      const int context = contexts.front();
+      Profile& profile = result.decode_profile;
+      profile.parts = profile_decode(model, *device, context, std::min(chunk_of(bench), context), options.tokens);
+      for (const PhaseTime& part : profile.parts)
+        profile.bytes.push_back(bytes_of_part(model, part.name, model.config.window, context, 1, kv_type_of(bench)));
+    }
     if (options.wants_profile && !prompts.empty())
-      result.prompt_profile =
+      result.prompt_profile.parts =
           profile_prompt(model, *device, prompts.front(), std::min(chunk_of(bench), prompts.front()));
   }
   // More sequences, at the first context.
@@ -227,7 +234,8 @@ int main(int argc, char** argv) {
   app.add_option("--repeats", options.repeats, "how often a prompt is measured")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_flag("--profile", options.wants_profile, "where the time goes");
+  app.add_flag("--profile", options.wants_profile,
+               "where the time goes, at the first context and for the first prompt");
   app.add_option("--plot", options.plot, "draw the roofline with what was measured")->type_name("FILE.svg");
   app.add_option("--save", options.save, "only write the random weights as a model file, with the demo's tokenizer")
       ->type_name("FILE");

@@ -72,7 +72,7 @@ class StepClock final : public Device {
  public:
   explicit StepClock(Device& device) : device_(device) {}
 
-  std::vector<StepTime> times() const { return {times_.begin(), times_.end()}; }
+  std::vector<PhaseTime> times() const { return {times_.begin(), times_.end()}; }
 
   std::string description() const override { return device_.description(); }
   int max_rows() const override { return device_.max_rows(); }
@@ -120,11 +120,11 @@ class StepClock final : public Device {
     const double start = now();
     work();
     device_.synchronize();
-    times_[step].seconds += now() - start;
+    times_[step].busy_s += now() - start;
   }
 
   Device& device_;
-  std::array<StepTime, 7> times_ = {
+  std::array<PhaseTime, 7> times_ = {
       {{"embed"}, {"qkv"}, {"attend"}, {"attention_out"}, {"mlp"}, {"logits"}, {"sample"}}};
 };
 
@@ -195,7 +195,40 @@ Timings measure_prompt(const Model& model, Device& device, int tokens, int chunk
   return summarize(std::move(seconds));
 }
 
-std::vector<StepTime> profile_prompt(const Model& model, Device& device, int tokens, int chunk) {
+std::vector<PhaseTime> profile_decode(const Model& model, Device& device, int context, int chunk, int steps) {
+  Sequences sequences(device, 1, context + steps);
+  const KvCache::Id id = sequences.ids()[0];
+  read_prompt(model, device, sequences, id, context, chunk);
+  std::vector<PhaseTime> medians;
+  std::vector<std::vector<double>> busy, waiting;  // of each part, in each step
+  for (int i = 0; i < steps; ++i) {
+    Batch batch;
+    batch.sequences.push_back(sequences.cache().extend(id, 1));
+    batch.rows.push_back(
+        {.token = 2, .position = batch.sequences[0].position, .sequence = 0, .kind = RowKind::kGenerated});
+    std::vector<PhaseTime> times = device.profile_decode(batch);
+    if (times.empty()) {
+      batch.outputs.push_back(greedy(0));
+      StepClock clock(device);
+      forward(model.config, clock, batch);
+      times = clock.times();
+    }
+    busy.resize(times.size());
+    waiting.resize(times.size());
+    for (std::size_t part = 0; part < times.size(); ++part) {
+      busy[part].push_back(times[part].busy_s);
+      waiting[part].push_back(times[part].waiting_s);
+    }
+    medians = times;
+  }
+  for (std::size_t part = 0; part < medians.size(); ++part) {
+    medians[part].busy_s = summarize(std::move(busy[part])).median;
+    medians[part].waiting_s = summarize(std::move(waiting[part])).median;
+  }
+  return medians;
+}
+
+std::vector<PhaseTime> profile_prompt(const Model& model, Device& device, int tokens, int chunk) {
   measure_prompt(model, device, tokens, chunk, 0);  // warms up
   StepClock clock(device);
   measure_prompt(model, clock, tokens, chunk, 0);

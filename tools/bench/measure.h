@@ -37,15 +37,13 @@ Timings measure_decode(const Model& model, Device& device, int context, int rows
 /// Reading a prompt of `tokens` tokens, to its first answer.
 Timings measure_prompt(const Model& model, Device& device, int tokens, int chunk, int repeats);
 
-/// Where the time of one piece of work goes.
-struct StepTime {
-  const char* name;
-  double seconds = 0;
-};
+/// Where the time of decoding with `context` positions in the cache goes, part by part of a step: medians. By the
+/// clocks in the device's kernel, where it has one for whole steps, else step by step of the forward pass.
+std::vector<PhaseTime> profile_decode(const Model& model, Device& device, int context, int chunk, int steps);
 
 /// A prompt of `tokens` tokens, step by step of the forward pass: seconds in all layers together. The device is waited
 /// for after each, so that the sum is more than what the prompt takes.
-std::vector<StepTime> profile_prompt(const Model& model, Device& device, int tokens, int chunk);
+std::vector<PhaseTime> profile_prompt(const Model& model, Device& device, int tokens, int chunk);
 
 /// The attention of one layer over a prompt of `tokens` tokens: seconds, all chunks together.
 double measure_attention(const Model& model, Device& device, int layer, int tokens, int chunk);

@@ -12,19 +12,36 @@ Json to_json(const Timings& timings) {
   return {{"median", timings.median * 1e3}, {"fastest", timings.fastest * 1e3}, {"slowest", timings.slowest * 1e3}};
 }
 
-Json to_json(const std::vector<StepTime>& profile) {
-  Json json = Json::object();
-  for (const StepTime& step : profile) json[step.name] = step.seconds * 1e3;
+Json to_json(const Profile& profile, const DeviceLimits& limits) {
+  Json json = Json::array();
+  for (std::size_t i = 0; i < profile.parts.size(); ++i) {
+    const PhaseTime& part = profile.parts[i];
+    json.push_back({{"part", part.name}, {"ms", part.busy_s * 1e3}, {"waiting_ms", part.waiting_s * 1e3}});
+    if (i < profile.bytes.size()) json.back()["floor_ms"] = 1e3 * profile.bytes[i] / limits.read_bytes_per_s;
+  }
   return json;
 }
 
-void print_profile(const char* what, const std::vector<StepTime>& profile) {
-  double total = 0;
-  for (const StepTime& step : profile) total += step.seconds;
+void print_profile(const char* what, const Profile& profile, const DeviceLimits& limits) {
+  double total = 0, waiting = 0;
+  for (const PhaseTime& part : profile.parts) {
+    total += part.busy_s + part.waiting_s;
+    waiting += part.waiting_s;
+  }
   if (total == 0) return;
-  std::printf("  %s\n", what);
-  for (const StepTime& step : profile)
-    std::printf("    %-16s %9.3f ms  %5.1f%%\n", step.name, step.seconds * 1e3, 100 * step.seconds / total);
+  const auto print_time = [total](double seconds) {
+    std::printf("  %9.3f  %5.1f%%", seconds * 1e3, 100 * seconds / total);
+  };
+  std::printf("  %s\n%20s         ms   share%s%s\n", what, "", waiting > 0 ? "    waiting   share" : "",
+              profile.bytes.empty() ? "" : "   floor ms");
+  for (std::size_t i = 0; i < profile.parts.size(); ++i) {
+    const PhaseTime& part = profile.parts[i];
+    std::printf("    %-16s", part.name);
+    print_time(part.busy_s);
+    if (waiting > 0) print_time(part.waiting_s);
+    if (i < profile.bytes.size()) std::printf("  %9.3f", 1e3 * profile.bytes[i] / limits.read_bytes_per_s);
+    std::printf("\n");
+  }
 }
 
 }  // namespace
@@ -73,8 +90,8 @@ void print_table(const ModelResult& model, const DeviceLimits& limits) {
                 result.local_flop / result.local_s / 1e12, result.global_s * 1e3,
                 result.global_flop / result.global_s / 1e12, result.local_s / at_global_speed);
   }
-  print_profile("a decoding step, all layers together", model.decode_profile);
-  print_profile("a prompt, waiting for the device after each step", model.prompt_profile);
+  print_profile("a decoding step, all layers together", model.decode_profile, limits);
+  print_profile("a prompt, waiting for the device after each step", model.prompt_profile, limits);
   if (!model.decode.empty()) std::printf("  host while decoding: %.1f%% of a core\n", 100 * model.host_share);
 }
 
@@ -119,8 +136,8 @@ Json to_json(const Report& report) {
                               {"decode", std::move(decode)},
                               {"prompt", std::move(prompt)},
                               {"attention", std::move(attention)},
-                              {"decode_profile_ms", to_json(model.decode_profile)},
-                              {"prompt_profile_ms", to_json(model.prompt_profile)},
+                              {"decode_profile", to_json(model.decode_profile, report.limits)},
+                              {"prompt_profile", to_json(model.prompt_profile, report.limits)},
                               {"host_share_of_a_core", model.host_share}});
   }
   return json;

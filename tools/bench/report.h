@@ -30,13 +30,19 @@ struct AttentionResult {
   double local_flop = 0, global_flop = 0;
 };
 
+/// Where the time of something goes.
+struct Profile {
+  std::vector<PhaseTime> parts;
+  std::vector<double> bytes;  ///< that each part reads; may be empty
+};
+
 struct ModelResult {
   std::string name, type;
   double weights_bytes = 0;
   std::vector<DecodeResult> decode;
   std::vector<PromptResult> prompt;
   std::vector<AttentionResult> attention;
-  std::vector<StepTime> decode_profile, prompt_profile;
+  Profile decode_profile, prompt_profile;
   double host_share = 0;  ///< of one core, while decoding
 };
 

@@ -218,7 +218,8 @@ TEST_P(EngineTest, MakesNoTokensWhenNoneAreWanted) {
 
   // One callback's error costs no other request its result.
   int done = 0;
-  const auto first = engine.submit(with_tokens({2}, 0), {.on_done = [](const Result&) { throw std::runtime_error("mine"); }});
+  const auto first =
+      engine.submit(with_tokens({2}, 0), {.on_done = [](const Result&) { throw std::runtime_error("mine"); }});
   const auto second = engine.submit(with_tokens({2}, 0), {.on_done = [&](const Result&) { ++done; }});
   EXPECT_NE(first, second);
   EXPECT_THROW(engine.run(), std::runtime_error);
