@@ -369,6 +369,37 @@ bool CudaDevice::decode_at_once(const Batch& batch) {
   return true;
 }
 
+std::vector<PhaseTime> CudaDevice::profile_decode(const Batch& batch) {
+  if (batch.rows.size() != 1) throw Error("only a step of one row can be profiled");
+  const int ends[] = {1}, rows[] = {0};
+  is_continued_ = false;
+  send_decode_inputs(batch, rows, ends);
+  int device = 0, blocks = 0;
+  check_cuda(cudaGetDevice(&device));
+  check_cuda(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device));
+  const Buffer<DecodeBlockProfile> profile(size(blocks));
+  DecodeModel model = decode_model(0, 0);
+  model.profile = profile.data();
+  launch_decode_profiled(model, stream_);
+  std::vector<DecodeBlockProfile> of_block(profile.size());
+  check_cuda(cudaMemcpyAsync(of_block.data(), profile.data(), profile.bytes(), cudaMemcpyDeviceToHost, stream_));
+  stream_.synchronize();
+  next_positions_.clear();  // nothing was drawn that a step could continue
+
+  // In the order of DecodePhase.
+  std::vector<PhaseTime> times{{"attention_norm"}, {"qkv"},     {"attend"}, {"attention_out"},
+                               {"mlp_norm"},       {"gate_up"}, {"down"},   {"logits"}};
+  static_assert(kDecodePhases == 8);
+  for (const DecodeBlockProfile& block : of_block) {
+    const double seconds = 1e-9 * static_cast<double>(block.nanoseconds) / static_cast<double>(block.cycles);
+    for (std::size_t i = 0; i < times.size(); ++i) {
+      times[i].busy_s += seconds * static_cast<double>(block.phases[i].busy) / blocks;
+      times[i].waiting_s += seconds * static_cast<double>(block.phases[i].waiting) / blocks;
+    }
+  }
+  return times;
+}
+
 /// Launches of one wave after the other, each of at most group_rows_ rows.
 void CudaDevice::launch_decodes(std::span<const int> wave_ends, cudaStream_t stream) {
   int launch = 0;

@@ -34,6 +34,7 @@ class CudaDevice final : public Device {
   std::size_t memory_bytes() const override { return planned_bytes_; }
 
   bool decode_at_once(const Batch& batch) override;
+  std::vector<PhaseTime> profile_decode(const Batch& batch) override;
   void embed(const Batch& batch) override;
   void qkv(const Batch& batch, int layer) override;
   void attend(const Batch& batch, int layer) override;
