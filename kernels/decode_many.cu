@@ -147,7 +147,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
     multiply_split<kRows>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
     grid.arrive();
-    BlockRuns runs(model, shared, cache, shares.of(cache));
+    BlockRuns<KvType::kBf16> runs(model, shared, cache, shares.of(cache));
     grid.wait();
     attend<KvType::kBf16, kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
     wait_for_grid();
