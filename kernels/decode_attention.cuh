@@ -5,10 +5,10 @@
 // It goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order
 // in groups of 16 by whichever thread block finishes last, and then the groups.
 //
-// With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by the
-// value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts are:
-// codes and scales come out the same. (Attention of prompts rounds their products to bf16 once more, since it multiplies
-// on the tensor cores.)
+// With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by
+// the value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts
+// are: codes and scales come out the same. (Attention of prompts rounds their products to bf16 once more, since it
+// multiplies on the tensor cores.)
 
 #include <type_traits>
 
@@ -96,16 +96,16 @@ __device__ typename KvFormat<kKv>::Element* block_in_cache(const DecodeModel& mo
                                                            int kv_head, int block, bool is_value) {
   using Element = typename KvFormat<kKv>::Element;
   const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
-  const int head_elements = model.head_dim + KvFormat<kKv>::kScaleElements;
+  constexpr int kScaleElements = KvFormat<kKv>::kScaleElements;
   if (layer.is_local) {
     const std::size_t ring = static_cast<std::size_t>(unit) * model.local_layers + layer.index_in_kind;
     const int slot = block * kBlockKeys % model.ring_slots;
     return static_cast<Element*>(model.rings) +
-           ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * head_elements;
+           ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * (model.head_dim + kScaleElements);
   }
   const std::size_t page = static_cast<std::size_t>(unit) * model.global_layers + layer.index_in_kind;
   return static_cast<Element*>(model.pages) +
-         (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * head_elements;
+         (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * (model.head_dim + kScaleElements);
 }
 
 /// The scales of a block in 8 bits: [64].
@@ -356,19 +356,20 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) load_dims(scratch.query[h] + first_dim, query[h]);
   }
-  const Element* stages[kKeysInPart / kKeysInStage];  // the lane's elements in them
-  const auto key_at = [&](int k) { return stages[k / kKeysInStage] + k % kKeysInStage * head_dim; };
+  const Element* keys[kKeysInPart / kKeysInStage];  // the lane's elements of them in each stage
+  const Element* values[kKeysInPart / kKeysInStage];
+#pragma unroll
+  for (int i = 0; i < kKeysInPart / kKeysInStage; ++i) {
+    shared.stream.wait_until_full(piece + i);
+    keys[i] = reinterpret_cast<const Element*>(shared.stream.stage(piece + i)) + first_dim;
+    values[i] = keys[i] + kKeysInStage * head_dim;
+  }
 
   float scores[16];
 #pragma unroll
   for (int k = 0; k < kKeysInPart; ++k) {
-    if (k % kKeysInStage == 0) {
-      const int stage = k / kKeysInStage;
-      shared.stream.wait_until_full(piece + stage);
-      stages[stage] = reinterpret_cast<const Element*>(shared.stream.stage(piece + stage)) + first_dim;
-    }
     float key[kLaneDims] = {};
-    if (has_dims) load_dims(key_at(k), key);
+    if (has_dims) load_dims(keys[k / kKeysInStage] + k % kKeysInStage * head_dim, key);
     if (has_dims && k == newest) load_dims(scratch.new_key + first_dim, key);
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
@@ -409,7 +410,7 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, value_weight, 16 * h + 2 * k);
     float value[kLaneDims] = {};
-    if (has_dims && is_key_seen) load_dims(key_at(k) + kKeysInStage * head_dim, value);
+    if (has_dims && is_key_seen) load_dims(values[k / kKeysInStage] + k % kKeysInStage * head_dim, value);
     if (has_dims && k == newest) load_dims(scratch.new_value + first_dim, value);
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
