@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode.cu and
+// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode_kernel.cuh and
 // decode_many.cu.
 
 #include <cuda_bf16.h>
