@@ -1010,6 +1010,30 @@ TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) {
   }
 }
 
+TEST_P(PromptGemm, WritesPartsOfTheOutputsBesideEachOther) {
+  std::mt19937 random(13);
+  const Stream stream;
+  constexpr int kRows = 130;
+  if (outputs() % 4 != 0) return;  // parts begin at multiples of 4
+  Gemm gemm(kRows, uses_wgmma());
+  const Buffer<Bf16> in(random_bf16(z(kRows) * columns(), random)),
+      weights(random_bf16(z(outputs()) * columns(), random));
+  const Buffer<float> whole(z(kRows) * outputs()), out(z(kRows) * outputs());
+  gemm.multiply(whole.get(), in.get(), weights.get(), kRows, outputs(), columns(), stream);
+  const int cut = outputs() / 3 / 4 * 4;
+  gemm.multiply(out.get(), in.get(), weights.get(), kRows, cut, columns(), stream, /*pitch=*/outputs());
+  gemm.multiply(out.get() + cut, in.get(), weights.get() + z(cut) * columns(), kRows, outputs() - cut, columns(),
+                stream, /*pitch=*/outputs());
+  EXPECT_TRUE(out.has_clean_rest());
+  const auto expected = whole.download(), found = out.download();
+  if (uses_wgmma()) {
+    EXPECT_TRUE(same_bits<float>(found, expected));
+    return;
+  }
+  // cuBLASLt may take another algorithm for another shape. Sums of `columns` products of about 1.
+  for (std::size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], expected[i], 6e-6 * columns()) << i;
+}
+
 TEST(PromptGemmEnds, AreThoseOfTheKernelsThatWouldFollow) {
   std::mt19937 random(12);
   const Stream stream;
@@ -1068,6 +1092,29 @@ TEST(PromptGemmEnds, AreThoseOfTheKernelsThatWouldFollow) {
                                        scratch.get(), stream);
                  },
                  gate_up, {&activated}, {expected});
+
+      // Gates [0, cut) and [cut, intermediate), each with its ups, written beside each other.
+      activated.poison();
+      const int cut = intermediate / 2 / 8 * 8;
+      const std::vector<Bf16> all = gate_up.download();
+      const auto part_of = [&](int first, int count) {
+        std::vector<Bf16> part_weights;
+        for (const int half : {0, intermediate}) {
+          const auto begin = all.begin() + static_cast<std::ptrdiff_t>(z(half + first) * columns);
+          part_weights.insert(part_weights.end(), begin, begin + static_cast<std::ptrdiff_t>(z(count) * columns));
+        }
+        return part_weights;
+      };
+      for (const auto& [first, count] : {std::pair{0, cut}, std::pair{cut, intermediate - cut}}) {
+        const Buffer<Bf16> weights(part_of(first, count));
+        gemm.multiply_geglu(activated.get() + first, in_gpu.get(), weights.get(), rows, count, columns, scratch.get(),
+                            stream, /*pitch=*/intermediate);
+        check_cuda(cudaDeviceSynchronize());
+      }
+      EXPECT_TRUE(activated.has_clean_rest());
+      if (gemm.uses_wgmma()) {
+        EXPECT_TRUE(same_bits<Bf16>(activated.download(), expected)) << where << "in two parts";
+      }
 
       const Buffer<Bf16> q(z(rows) * heads * head_dim), k(z(rows) * kv_heads * head_dim),
           v(z(rows) * kv_heads * head_dim);
