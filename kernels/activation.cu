@@ -14,7 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kLogitsOfThread = 4;
 
 __global__ void __launch_bounds__(kThreads)
-    activation_kernel(const float* gate_up, int intermediate, __nv_bfloat16* out) {
+    activation_kernel(const float* gate_up, int intermediate, __nv_bfloat16* out, int pitch) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const std::size_t row = blockIdx.x;
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   const float* in = gate_up + row * 2 * intermediate + column;
   const float4 gate = *reinterpret_cast<const float4*>(in);
   const float4 up = *reinterpret_cast<const float4*>(in + intermediate);
-  *reinterpret_cast<uint2*>(out + row * intermediate + column) = {pack_bf16(gelu(gate.x) * up.x, gelu(gate.y) * up.y),
+  *reinterpret_cast<uint2*>(out + row * pitch + column) = {pack_bf16(gelu(gate.x) * up.x, gelu(gate.y) * up.y),
                                                                   pack_bf16(gelu(gate.z) * up.z, gelu(gate.w) * up.w)};
 }
 
@@ -43,10 +43,11 @@ unsigned blocks_for(int count, int per_block) { return static_cast<unsigned>((co
 
 }  // namespace
 
-void launch_activation(const float* gate_up, int rows, int intermediate, __nv_bfloat16* out, cudaStream_t stream) {
+void launch_activation(const float* gate_up, int rows, int intermediate, __nv_bfloat16* out, int pitch,
+                       cudaStream_t stream) {
   if (rows == 0) return;
   const dim3 grid(static_cast<unsigned>(rows), blocks_for(intermediate, 4 * kThreads));
-  launch_early(activation_kernel, grid, kThreads, 0, stream, gate_up, intermediate, out);
+  launch_early(activation_kernel, grid, kThreads, 0, stream, gate_up, intermediate, out, pitch);
 }
 
 void launch_soft_cap(float* logits, float cap, int rows, int vocab, std::size_t pitch, cudaStream_t stream) {

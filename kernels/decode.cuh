@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode.cu and
+// The whole decode step of Gemma 2 in one kernel: what the host must hand over. See decode_kernel.cuh and
 // decode_many.cu.
 
 #include <cuda_bf16.h>
@@ -138,13 +138,14 @@ struct DecodeModel {
   std::size_t logits_pitch;
 
   unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
-  DecodeBlockProfile* profile;   ///< [multiprocessors]: of launch_decode_profiled alone
   unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
 
   // What kernels are chosen by.
   WeightType layer_type;  ///< of all matrices of the layers
   WeightType head_type;   ///< of embedding and head: layer_type, or kQ8 where that is kQ4
   KvType kv_type;         ///< kBf16, or kQ8
+
+  DecodeBlockProfile* profile;  ///< [multiprocessors]: of launch_decode_profiled alone
 };
 
 /// Groups that max_blocks blocks make.

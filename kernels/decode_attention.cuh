@@ -4,11 +4,19 @@
 //
 // It goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order
 // in groups of 16 by whichever thread block finishes last, and then the groups.
+//
+// With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by
+// the value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts
+// are: codes and scales come out the same. (Attention of prompts rounds their products to bf16 once more, since it
+// multiplies on the tensor cores.)
+
+#include <type_traits>
 
 #include "decode_block.cuh"
 #include "decode_product.cuh"
 #include "device/attention_mask.h"
 #include "device/device.h"
+#include "kv_codes.cuh"
 
 namespace gemma {
 
@@ -20,6 +28,35 @@ inline constexpr int kMaxHeadDim = 256;
 
 static_assert(kPartsInBlock == kConsumerWarps);
 static_assert(kConsumerWarps * kHeadsAtOnce * (kMaxHeadDim + 2) * 4 <= kScratchBytes);
+
+// --- how keys and values lie in the cache and in the stream ---
+
+/// A block is [64, head_dim] elements and then what scales take as much room as.
+template <KvType kKv>
+struct KvFormat {
+  static_assert(kKv == KvType::kBf16 || kKv == KvType::kQ8);
+  static constexpr bool kHasScales = kKv == KvType::kQ8;
+  using Element = std::conditional_t<kHasScales, std::int8_t, __nv_bfloat16>;
+  static constexpr int kScaleElements = kHasScales ? static_cast<int>(sizeof(float)) : 0;
+
+  /// Of one head's key or value.
+  __host__ __device__ static constexpr int bytes(int head_dim) {
+    return (head_dim + kScaleElements) * static_cast<int>(sizeof(Element));
+  }
+};
+
+/// Elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8. Kernels are compiled for each.
+__host__ __device__ constexpr int lane_dims(int head_dim) { return head_dim > 128 ? 8 : head_dim > 64 ? 4 : 2; }
+
+/// Keys of a part that lie in one stage, together with their values: a power of two. With smaller stages a part takes
+/// several neighbouring ones. A stage has keys, values, the keys' scales and the values'.
+/// @param dims  lane_dims()
+template <KvType kKv, class Format>
+__host__ __device__ constexpr int keys_in_stage(int dims) {
+  int keys = kKeysInPart;
+  while (2 * keys * KvFormat<kKv>::bytes(32 * dims) > Format::kStageBytes) keys /= 2;
+  return keys;
+}
 
 // --- which keys a row sees ---
 
@@ -49,21 +86,31 @@ __device__ inline KeyRange visible_keys(const DecodeModel& model, const CacheLay
 /// The ring, or the page, that has a block of a row's keys.
 template <class Format>
 __device__ int cache_unit(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer, int row,
-                                 int block) {
+                          int block) {
   return layer.is_local ? shared.ring[row] : __ldg(model.page_table + row * model.max_pages + block);
 }
 
 /// The first key of a block (its first value with `is_value`).
-__device__ inline __nv_bfloat16* block_in_cache(const DecodeModel& model, const CacheLayer& layer, int unit,
-                                                int kv_head, int block, bool is_value) {
+template <KvType kKv>
+__device__ typename KvFormat<kKv>::Element* block_in_cache(const DecodeModel& model, const CacheLayer& layer, int unit,
+                                                           int kv_head, int block, bool is_value) {
+  using Element = typename KvFormat<kKv>::Element;
   const std::size_t head_in_pair = static_cast<std::size_t>(is_value ? model.kv_heads : 0) + kv_head;
+  constexpr int kScaleElements = KvFormat<kKv>::kScaleElements;
   if (layer.is_local) {
     const std::size_t ring = static_cast<std::size_t>(unit) * model.local_layers + layer.index_in_kind;
     const int slot = block * kBlockKeys % model.ring_slots;
-    return static_cast<__nv_bfloat16*>(model.rings) + ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * model.head_dim;
+    return static_cast<Element*>(model.rings) +
+           ((ring * 2 * model.kv_heads + head_in_pair) * model.ring_slots + slot) * (model.head_dim + kScaleElements);
   }
   const std::size_t page = static_cast<std::size_t>(unit) * model.global_layers + layer.index_in_kind;
-  return static_cast<__nv_bfloat16*>(model.pages) + (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * model.head_dim;
+  return static_cast<Element*>(model.pages) +
+         (page * 2 * model.kv_heads + head_in_pair) * kBlockKeys * (model.head_dim + kScaleElements);
+}
+
+/// The scales of a block in 8 bits: [64].
+__device__ inline float* scales_of_block(const DecodeModel& model, std::int8_t* block) {
+  return reinterpret_cast<float*>(block + kBlockKeys * model.head_dim);
 }
 
 /// A run of neighbouring blocks of keys of one row and KV head, all of the same group: what one thread block works on
@@ -87,6 +134,7 @@ struct AttentionShare {
 
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each
 /// block of the grid gets an equal share. Goes through the runs of this one.
+template <KvType kKv = KvType::kBf16>
 class BlockRuns {
  public:
   BlockRuns() = default;
@@ -96,7 +144,8 @@ class BlockRuns {
     int total = 0;
     for (int row = 0; row < rows; ++row)
       total += visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
-    const Share share = dealer.deal_items(total, 2 * kBlockKeys * model.head_dim * 2 / Format::kPieceBytes);
+    const Share share =
+        dealer.deal_items(total, 2 * kBlockKeys * KvFormat<kKv>::bytes(model.head_dim) / Format::kPieceBytes);
     item_ = share.first;
     last_ = share.last;
     before_ = 0;
@@ -163,10 +212,11 @@ struct Softmax {
 /// What the warps of a block share while they attend to one block of keys; in the scratch memory.
 struct AttentionScratch {
   float query[kHeadsAtOnce][kMaxHeadDim];  // rotated and scaled
-  float new_key[kMaxHeadDim];              // the row's own, rounded as the cache has it
+  float new_key[kMaxHeadDim];              // the row's own, rounded as the cache has it; in 8 bits, its codes
   float new_value[kMaxHeadDim];
   float2 sums[kConsumerWarps][kHeadsAtOnce];
   float out[kConsumerWarps][kHeadsAtOnce][kMaxHeadDim];
+  float new_key_scale, new_value_scale;
 };
 static_assert(sizeof(AttentionScratch) <= kScratchBytes);
 
@@ -210,6 +260,21 @@ __device__ void load_dims(const __nv_bfloat16* from, float (&out)[kLaneDims]) {
   }
 }
 
+/// The same of codes.
+template <int kLaneDims>
+__device__ void load_dims(const std::int8_t* from, float (&out)[kLaneDims]) {
+  std::uint32_t words[(kLaneDims + 3) / 4];
+  if constexpr (kLaneDims == 8) {
+    *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
+  } else if constexpr (kLaneDims == 4) {
+    words[0] = *reinterpret_cast<const std::uint32_t*>(from);
+  } else {
+    words[0] = *reinterpret_cast<const std::uint16_t*>(from);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) out[i] = code_at(words[i / 4], i % 4);
+}
+
 template <int kLaneDims>
 __device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
   constexpr int kWidth = kLaneDims < 4 ? 2 : 4;
@@ -223,11 +288,63 @@ __device__ void load_dims(const float* from, float (&out)[kLaneDims]) {
   }
 }
 
+/// One warp, with a cache in 8 bits: rounds the key or value that prepare_attention() has left, and puts it into the
+/// cache.
+/// @param element  [head_dim], becomes codes
+/// @param codes    where they belong in the cache
+template <int kLaneDims>
+__device__ void quantise_own(float* element, int head_dim, std::int8_t* codes, float* cached_scale, float& own_scale) {
+  const int first_dim = lane_index() * kLaneDims;
+  const bool has_dims = first_dim < head_dim;
+  float x[kLaneDims] = {};
+  if (has_dims) load_dims(element + first_dim, x);
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) largest = max(largest, size_bits(x[i]));
+  const KvScale scale = kv_scale(largest);
+  if (lane_index() == 0) *cached_scale = own_scale = scale.scale;
+  if (!has_dims) return;
+  int code[8] = {};
+#pragma unroll
+  for (int i = 0; i < kLaneDims; ++i) {
+    code[i] = kv_code(x[i], scale);
+    element[first_dim + i] = static_cast<float>(code[i]);
+  }
+  const uint2 packed = {pack_codes(code[0], code[1], code[2], code[3]), pack_codes(code[4], code[5], code[6], code[7])};
+  if constexpr (kLaneDims == 8) {
+    *reinterpret_cast<uint2*>(codes + first_dim) = packed;
+  } else if constexpr (kLaneDims == 4) {
+    *reinterpret_cast<std::uint32_t*>(codes + first_dim) = packed.x;
+  } else {
+    *reinterpret_cast<std::uint16_t*>(codes + first_dim) = static_cast<std::uint16_t>(packed.x);
+  }
+}
+
+/// Both of them, of a run that has the row's own position.
+template <int kLaneDims, class Format>
+__device__ void quantise_own_pair(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
+                                  AttentionScratch& scratch, const BlockRun& run) {
+  const int block = run.range.last / kBlockKeys;
+  const int slot = run.range.last % kBlockKeys;
+  const int unit = cache_unit(model, shared, layer, run.row, block);
+  const auto quantise = [&](float* element, bool is_value, float& own_scale) {
+    std::int8_t* cached = block_in_cache<KvType::kQ8>(model, layer, unit, run.kv_head, block, is_value);
+    quantise_own<kLaneDims>(element, model.head_dim, cached + slot * model.head_dim,
+                            scales_of_block(model, cached) + slot, own_scale);
+  };
+  quantise(scratch.new_key, false, scratch.new_key_scale);
+  quantise(scratch.new_value, true, scratch.new_value_scale);
+  __syncwarp();
+}
+
 /// One warp: attention of up to two heads over the 8 keys of a part, not normalised.
-template <int kLaneDims, class Format>  // elements of a head that a lane has: head_dim / 32, rounded up to 2, 4 or 8
-__device__ void attend_part(const DecodeModel& model, const Shared<Format>& shared, AttentionScratch& scratch, int piece,
-                            const KeyRange& range, int first_key, int heads, int part) {
+/// @param piece  the first of those that the part lies in
+template <KvType kKv, int kLaneDims, class Format>
+__device__ void attend_part(const DecodeModel& model, const Shared<Format>& shared, AttentionScratch& scratch,
+                            int piece, const KeyRange& range, int first_key, int heads, int part) {
   static_assert(kHeadsAtOnce * kKeysInPart == 16);
+  using Element = typename KvFormat<kKv>::Element;
+  constexpr int kKeysInStage = keys_in_stage<kKv, Format>(kLaneDims);
   const int head_dim = model.head_dim;
   const int lane = thread_index() % 32;
   const int first_dim = lane * kLaneDims;
@@ -239,15 +356,20 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) load_dims(scratch.query[h] + first_dim, query[h]);
   }
-  shared.stream.wait_until_full(piece);
-  const __nv_bfloat16* keys = shared.stream.stage(piece) + first_dim;
-  const __nv_bfloat16* values = keys + kKeysInPart * head_dim;
+  const Element* keys[kKeysInPart / kKeysInStage];  // the lane's elements of them in each stage
+  const Element* values[kKeysInPart / kKeysInStage];
+#pragma unroll
+  for (int i = 0; i < kKeysInPart / kKeysInStage; ++i) {
+    shared.stream.wait_until_full(piece + i);
+    keys[i] = reinterpret_cast<const Element*>(shared.stream.stage(piece + i)) + first_dim;
+    values[i] = keys[i] + kKeysInStage * head_dim;
+  }
 
   float scores[16];
 #pragma unroll
   for (int k = 0; k < kKeysInPart; ++k) {
     float key[kLaneDims] = {};
-    if (has_dims) load_dims(keys + k * head_dim, key);
+    if (has_dims) load_dims(keys[k / kKeysInStage] + k % kKeysInStage * head_dim, key);
     if (has_dims && k == newest) load_dims(scratch.new_key + first_dim, key);
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
@@ -260,7 +382,15 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
   // From here on a lane has the score of head lane / 16 and key lane / 2 % 8; at least one key of a part is seen.
   const int own_key = first_key + lane / 2 % kKeysInPart;
   const bool is_seen = own_key >= range.first && own_key <= range.last;
-  const float sum = sum_over_lanes(scores);
+  float sum = sum_over_lanes(scores);
+  float value_scale = 1;
+  if constexpr (KvFormat<kKv>::kHasScales) {
+    const int key = lane / 2 % kKeysInPart;
+    const std::byte* stage = shared.stream.bytes(piece + key / kKeysInStage);
+    const auto* scales = reinterpret_cast<const float*>(stage + 2 * kKeysInStage * head_dim) + key % kKeysInStage;
+    sum *= key == newest ? scratch.new_key_scale : scales[0];
+    value_scale = key == newest ? scratch.new_value_scale : scales[kKeysInStage];
+  }
   const float score = is_seen ? soft_cap(sum, model.attention_softcap) : kMaskedScore;
   float largest = score;
 #pragma unroll
@@ -269,6 +399,8 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
   float weights = weight;
 #pragma unroll
   for (int offset = 2; offset < 16; offset *= 2) weights += __shfl_xor_sync(~0u, weights, offset);
+  // A slot that the row does not see may hold anything, not-a-number included: in its value and in its scales.
+  const float value_weight = KvFormat<kKv>::kHasScales ? (is_seen ? weight * value_scale : 0.0f) : weight;
 
   float out[kHeadsAtOnce][kLaneDims] = {};
 #pragma unroll
@@ -276,10 +408,9 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
     const bool is_key_seen = first_key + k >= range.first && first_key + k <= range.last;
     float head_weight[kHeadsAtOnce];
 #pragma unroll
-    for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, weight, 16 * h + 2 * k);
-    // A slot that the row does not see may hold anything, not-a-number included.
+    for (int h = 0; h < kHeadsAtOnce; ++h) head_weight[h] = __shfl_sync(~0u, value_weight, 16 * h + 2 * k);
     float value[kLaneDims] = {};
-    if (has_dims && is_key_seen) load_dims(values + k * head_dim, value);
+    if (has_dims && is_key_seen) load_dims(values[k / kKeysInStage] + k % kKeysInStage * head_dim, value);
     if (has_dims && k == newest) load_dims(scratch.new_value + first_dim, value);
 #pragma unroll
     for (int h = 0; h < kHeadsAtOnce; ++h) {
@@ -301,8 +432,9 @@ __device__ void attend_part(const DecodeModel& model, const Shared<Format>& shar
 }
 
 /// All consumers: the queries of some heads of a run, rotated and scaled; and if the row's own position is in the run,
-/// its key and value, which go into the cache, too. What the product has left is asked for all at once.
-template <class Format, class QkvRow>
+/// its key and value, which go into the cache (in 8 bits, quantise_own_pair() sees to that), too. What the product has
+/// left is asked for all at once.
+template <KvType kKv, class Format, class QkvRow>
 __device__ void prepare_attention(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                                   AttentionScratch& scratch, const BlockRun& run, int first_head, int heads,
                                   const QkvRow& qkv) {
@@ -341,9 +473,11 @@ __device__ void prepare_attention(const DecodeModel& model, const Shared<Format>
     const __nv_bfloat16 cached_value = __float2bfloat16_rn(x[kValue]);
     scratch.new_key[dim] = __bfloat162float(cached_key);
     scratch.new_value[dim] = __bfloat162float(cached_value);
-    const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
-    block_in_cache(model, layer, unit, run.kv_head, own_block, false)[offset] = cached_key;
-    block_in_cache(model, layer, unit, run.kv_head, own_block, true)[offset] = cached_value;
+    if constexpr (!KvFormat<kKv>::kHasScales) {
+      const std::size_t offset = static_cast<std::size_t>(position % kBlockKeys) * head_dim + dim;
+      block_in_cache<kKv>(model, layer, unit, run.kv_head, own_block, false)[offset] = cached_key;
+      block_in_cache<kKv>(model, layer, unit, run.kv_head, own_block, true)[offset] = cached_value;
+    }
   }
 }
 
@@ -453,8 +587,9 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& s
 /// @param qkv       what the last product gave: qkv.row(i).read() as ProductRow's
 /// @param attended  the next product's input: attended.at(row, column)
 template <KvType kKv, int kLaneDims, class Format, class Qkv, class Attended>
-__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared<Format>& shared, BlockRuns& runs,
-                       const Qkv& qkv, const Attended& attended, int& next_piece) {
+__device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared<Format>& shared,
+                       BlockRuns<kKv>& runs, const Qkv& qkv, const Attended& attended, int& next_piece) {
+  constexpr int kPiecesInPart = kKeysInPart / keys_in_stage<kKv, Format>(kLaneDims);
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
@@ -470,11 +605,19 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
         const int first_head = run.kv_head * group_heads + first;
         // With no more heads than are worked on at once, the queries serve the whole run.
         if (block == run.first || group_heads > kHeadsAtOnce)
-          prepare_attention(model, shared, layer, scratch, run, first_head, heads, qkv.row(run.row));
+          prepare_attention<kKv>(model, shared, layer, scratch, run, first_head, heads, qkv.row(run.row));
         consumer_barrier();
         if (part < parts) {
-          attend_part<kLaneDims>(model, shared, scratch, next_piece + part, run.range, first_key, heads, part);
-          if (first + kHeadsAtOnce >= group_heads) shared.stream.release(next_piece + part);
+          const int piece = next_piece + part * kPiecesInPart;
+          if constexpr (KvFormat<kKv>::kHasScales) {
+            if (run.range.last - first_key >= 0 && run.range.last - first_key < kKeysInPart)
+              quantise_own_pair<kLaneDims>(model, shared, layer, scratch, run);
+          }
+          attend_part<kKv, kLaneDims>(model, shared, scratch, piece, run.range, first_key, heads, part);
+          if (first + kHeadsAtOnce >= group_heads) {
+#pragma unroll
+            for (int i = 0; i < kPiecesInPart; ++i) shared.stream.release(piece + i);
+          }
         }
         consumer_barrier();
         combine<kPartsInBlock>(
@@ -489,7 +632,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
               if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
             });
       }
-      next_piece += parts;
+      next_piece += parts * kPiecesInPart;
     }
     combine_blocks(model, shared, attended, run);
     consumer_barrier();  // before the next run's queries take the place of this one's

@@ -44,6 +44,17 @@ void launch_on_all_multiprocessors(void (*kernel)(Parameters...), int shared_byt
   check_cuda(cudaLaunchKernelEx(&config, kernel, parameters...));
 }
 
+/// launch_decode for up to kFewRows rows and layers of one type: decode_bf16.cu, decode_q8.cu, decode_q4.cu. The
+/// beginning of DecodeModel::exchange must be zero.
+template <WeightType kLayers>
+void launch_decode_few(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kQ4>(const DecodeModel& model, int rows, cudaStream_t stream);
+
 /// launch_decode for any number of rows: decode_many.cu. The counter of the grid barrier must be zero.
 void launch_decode_many(const DecodeModel& model, int rows, cudaStream_t stream);
 

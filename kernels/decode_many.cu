@@ -43,8 +43,8 @@ struct AttentionShares {
   __device__ const AttentionShare& of(const CacheLayer& layer) const { return of_kind[layer.is_local]; }
 };
 
-__device__ AttentionShare share_attention(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
-                                          int rows) {
+__device__ AttentionShare share_attention(const DecodeModel& model, const Shared<Format>& shared,
+                                          const CacheLayer& layer, int rows) {
   const auto blocks_of = [&](int row) {
     return visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
   };
@@ -61,8 +61,8 @@ __device__ AttentionShare share_attention(const DecodeModel& model, const Shared
 
 // --- the producer: the same order of steps as the consumers', reduced to what they read ---
 
-__device__ __forceinline__ void produce(const DecodeModel& model, const Shared<Format>& shared, const AttentionShares& shares,
-                                        int tiles_in_group) {
+__device__ __forceinline__ void produce(const DecodeModel& model, const Shared<Format>& shared,
+                                        const AttentionShares& shares, int tiles_in_group) {
   Producer<Format> producer(shared.stream);
   TileDealer dealer;
   MatrixSource next = source_of(model, 0), after_next = source_of(model, 1);
@@ -89,8 +89,8 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared<F
 // --- the consumers ---
 
 template <int kRows, int kLaneDims>
-__device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared, const AttentionShares& shares,
-                                        const Totals& totals, int rows) {
+__device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared,
+                                        const AttentionShares& shares, const Totals& totals, int rows) {
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
   GridBarrier grid(model.exchange);
@@ -112,8 +112,9 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   ResidualRow residual(hidden, first_row < rows);
   const auto residual_at = [&](int row) { return model.residual[0] + static_cast<std::size_t>(row) * hidden; };
   const auto embed = [&](int row) {
-    residual.embed(static_cast<const __nv_bfloat16*>(model.embed) + static_cast<std::size_t>(shared.token[row]) * hidden,
-                   model.embedding_scale, model.layer[0].attention_norm);
+    residual.embed(
+        static_cast<const __nv_bfloat16*>(model.embed) + static_cast<std::size_t>(shared.token[row]) * hidden,
+        model.embedding_scale, model.layer[0].attention_norm);
   };
   const auto normalize = [&](int row) {
     residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
@@ -147,7 +148,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
     multiply_split<kRows>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
     grid.arrive();
-    BlockRuns runs(model, shared, cache, shares.of(cache));
+    BlockRuns<KvType::kBf16> runs(model, shared, cache, shares.of(cache));
     grid.wait();
     attend<KvType::kBf16, kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
     wait_for_grid();
@@ -206,8 +207,8 @@ void launch(const DecodeModel& model, cudaStream_t stream) {
   const int fixed =
       kSizes<kRows>.fixed_bytes() + static_cast<int>(sizeof(AttentionShares)) + tiles_in_group * kTotalBytes;
   const int stages = stages_in<Format>(memory - fixed);
-  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims>, fixed + stages * Format::kStageBytes, stream, model,
-                                stages, tiles_in_group);
+  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims>, fixed + stages * Format::kStageBytes, stream,
+                                model, stages, tiles_in_group);
 }
 
 template <int kRows>

@@ -101,7 +101,8 @@ class WholePanels {
 
 /// The producer's part: copies the panels' weights.
 template <class Format, class Panels>
-__device__ void stream_panels(Producer<Format>& producer, const MatrixShape& shape, const MatrixSource& source, Panels panels) {
+__device__ void stream_panels(Producer<Format>& producer, const MatrixShape& shape, const MatrixSource& source,
+                              Panels panels) {
   for (Panel panel; panels.next(panel);) {
     for (int i = 0; i < panel.tiles; ++i)
       producer.copy_weights(shape, source, panel.first_tile + i * panel.tile_step, panel.column);

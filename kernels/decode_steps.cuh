@@ -61,22 +61,34 @@ __device__ inline CacheLayer cache_of(const DecodeModel& model, int product) {
 
 // --- what goes with them ---
 
-/// The producer: copies the keys and values of this block's runs.
+/// A producer: copies its own of the pieces with the keys and values of this block's runs.
 /// @param share  what BlockRuns works this block's share out of
 template <KvType kKv, class Format, class... Share>
 __device__ void stream_keys_and_values(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                                        Producer<Format>& producer, Share&... share) {
-  const int part_elements = kKeysInPart * model.head_dim;
-  for (BlockRuns runs(model, shared, layer, share...); !runs.is_done(); runs.advance(model, shared, layer)) {
+  using Element = typename KvFormat<kKv>::Element;
+  int piece_keys = kKeysInPart;
+  if constexpr (keys_in_stage<kKv, Format>(lane_dims(kMaxHeadDim)) < kKeysInPart)
+    piece_keys = keys_in_stage<kKv, Format>(lane_dims(model.head_dim));
+  const int piece_elements = piece_keys * model.head_dim;
+  const int pieces_in_part = kKeysInPart / piece_keys;
+  for (BlockRuns<kKv> runs(model, shared, layer, share...); !runs.is_done(); runs.advance(model, shared, layer)) {
     const BlockRun& run = runs.run();
     int unit = cache_unit(model, shared, layer, run.row, run.first);
     for (int block = run.first; block < run.first + run.count; ++block) {
-      const __nv_bfloat16* keys = block_in_cache(model, layer, unit, run.kv_head, block, false);
-      const __nv_bfloat16* values = block_in_cache(model, layer, unit, run.kv_head, block, true);
+      Element* const keys = block_in_cache<kKv>(model, layer, unit, run.kv_head, block, false);
+      Element* const values = block_in_cache<kKv>(model, layer, unit, run.kv_head, block, true);
       if (block + 1 < run.first + run.count) unit = cache_unit(model, shared, layer, run.row, block + 1);
-      const int first = run.range.first_part(block);
-      for (int part = first; part < first + run.range.parts(block); ++part) {
-        producer.copy_pair(keys + part * part_elements, values + part * part_elements, part_elements);
+      const int first = run.range.first_part(block) * pieces_in_part;
+      for (int piece = first; piece < first + run.range.parts(block) * pieces_in_part; ++piece) {
+        const Element* const from = keys + piece * piece_elements;
+        if constexpr (KvFormat<kKv>::kHasScales) {
+          producer.copy_pairs({from, values + piece * piece_elements, piece_elements},
+                              {scales_of_block(model, keys) + piece * piece_keys,
+                               scales_of_block(model, values) + piece * piece_keys, 4 * piece_keys});
+        } else {
+          producer.copy_pair(from, values + piece * piece_elements, piece_elements);
+        }
       }
     }
   }

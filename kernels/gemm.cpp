@@ -37,10 +37,11 @@ void set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttribut
 }
 
 /// cuBLASLt's matrices are column-major: our [rows, columns] is its columns x rows.
-cublasLtMatrixLayoutOpaque_t layout(cudaDataType_t type, int rows, int columns) {
+/// @param pitch  elements from one row to the next
+cublasLtMatrixLayoutOpaque_t layout(cudaDataType_t type, int rows, int columns, int pitch) {
   cublasLtMatrixLayoutOpaque_t made;
   check_cublas(cublasLtMatrixLayoutInit(&made, type, static_cast<std::uint64_t>(columns),
-                                        static_cast<std::uint64_t>(rows), columns),
+                                        static_cast<std::uint64_t>(rows), pitch),
                "describe a matrix");
   return made;
 }
@@ -71,8 +72,8 @@ void Gemm::start() {
   handle_.reset(handle);
 }
 
-const Gemm::Plan& Gemm::plan(int outputs, int columns) {
-  const Shape shape{outputs, columns};
+const Gemm::Plan& Gemm::plan(int outputs, int columns, int pitch) {
+  const Shape shape{outputs, columns, pitch};
   if (const auto known = plans_.find(shape); known != plans_.end()) return known->second;
   if (!handle_) start();
 
@@ -90,9 +91,9 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns) {
     set(&preference, alignment, std::uint32_t{16});
   }
 
-  auto weights = layout(CUDA_R_16BF, outputs, columns);
-  auto in = layout(CUDA_R_16BF, typical_rows_, columns);
-  auto out = layout(CUDA_R_32F, typical_rows_, outputs);
+  auto weights = layout(CUDA_R_16BF, outputs, columns, columns);
+  auto in = layout(CUDA_R_16BF, typical_rows_, columns, columns);
+  auto out = layout(CUDA_R_32F, typical_rows_, outputs, pitch);
   std::array<cublasLtMatmulHeuristicResult_t, 16> results;
   int found = 0;
   const cublasStatus_t status =
@@ -110,17 +111,18 @@ const Gemm::Plan& Gemm::plan(int outputs, int columns) {
 }
 
 void Gemm::multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs,
-                    int columns, cudaStream_t stream) {
+                    int columns, cudaStream_t stream, int pitch) {
   if (rows == 0) return;
+  if (pitch == 0) pitch = outputs;
   if (uses_wgmma_ && outputs % 4 == 0) {
-    const PlainProduct product{out, outputs};
+    const PlainProduct product{out, outputs, pitch};
     launch_wgmma_product(product, in, weights, rows, columns, choose_wgmma_tile(product, rows), stream);
     return;
   }
-  const Plan& plan = this->plan(outputs, columns);
-  auto weights_layout = layout(CUDA_R_16BF, outputs, columns);
-  auto in_layout = layout(CUDA_R_16BF, rows, columns);
-  auto out_layout = layout(CUDA_R_32F, rows, outputs);
+  const Plan& plan = this->plan(outputs, columns, pitch);
+  auto weights_layout = layout(CUDA_R_16BF, outputs, columns, columns);
+  auto in_layout = layout(CUDA_R_16BF, rows, columns, columns);
+  auto out_layout = layout(CUDA_R_32F, rows, outputs, pitch);
   auto product = plan.product;
   const float one = 1, zero = 0;
   const cublasStatus_t status =
@@ -147,9 +149,10 @@ std::size_t Gemm::qkv_scratch(int rows, int head_dim, int width) const {
 }
 
 void Gemm::multiply_geglu(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* gate_up, int rows,
-                          int intermediate, int columns, float* scratch, cudaStream_t stream) {
+                          int intermediate, int columns, float* scratch, cudaStream_t stream, int pitch) {
+  if (pitch == 0) pitch = intermediate;
   if (geglu_scratch(1, intermediate) == 0) {
-    const GegluProduct product{out, intermediate};
+    const GegluProduct product{out, intermediate, pitch};
     launch_wgmma_product(product, in, gate_up, rows, columns, choose_wgmma_tile(product, rows), stream);
     return;
   }
@@ -157,7 +160,7 @@ void Gemm::multiply_geglu(__nv_bfloat16* out, const __nv_bfloat16* in, const __n
     const int count = std::min(kScratchRows, rows - first);
     const std::size_t row = static_cast<std::size_t>(first);
     multiply(scratch, in + row * static_cast<std::size_t>(columns), gate_up, count, 2 * intermediate, columns, stream);
-    launch_activation(scratch, count, intermediate, out + row * static_cast<std::size_t>(intermediate), stream);
+    launch_activation(scratch, count, intermediate, out + row * static_cast<std::size_t>(pitch), pitch, stream);
   }
 }
 

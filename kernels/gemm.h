@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <type_traits>
-#include <utility>
 
 #include "rope.cuh"
 #include "wgmma_gemm.cuh"
@@ -33,12 +33,13 @@ class Gemm {
   bool uses_wgmma() const { return uses_wgmma_; }
 
   /// out = in x weights^T. All pointers, here and below, are aligned to 16 bytes.
-  /// @param out      [rows, outputs]
+  /// @param out      [rows, outputs], rows `pitch` elements apart: a part of the columns of a wider matrix, if wanted
   /// @param in       [rows, columns]; columns is a multiple of 8
   /// @param weights  [outputs, columns]
+  /// @param pitch    a multiple of 4; 0: outputs
   /// @throws Error if cuBLASLt has no algorithm for the shape, or refuses it, or a launch fails.
   void multiply(float* out, const __nv_bfloat16* in, const __nv_bfloat16* weights, int rows, int outputs, int columns,
-                cudaStream_t stream);
+                cudaStream_t stream, int pitch = 0);
 
   /// Queries, keys and values, turned by their positions.
   /// @param weights  [output.width(), columns]
@@ -48,11 +49,12 @@ class Gemm {
   std::size_t qkv_scratch(int rows, int head_dim, int width) const;
 
   /// out = gelu(in x gate^T) * (in x up^T).
-  /// @param out      [rows, intermediate]
+  /// @param out      [rows, intermediate], rows `pitch` elements apart
   /// @param gate_up  [2 * intermediate, columns]: all of gate, then all of up; intermediate is a multiple of 8
   /// @param scratch  [geglu_scratch(rows, intermediate)]
+  /// @param pitch    a multiple of 8; 0: intermediate
   void multiply_geglu(__nv_bfloat16* out, const __nv_bfloat16* in, const __nv_bfloat16* gate_up, int rows,
-                      int intermediate, int columns, float* scratch, cudaStream_t stream);
+                      int intermediate, int columns, float* scratch, cudaStream_t stream, int pitch = 0);
   std::size_t geglu_scratch(int rows, int intermediate) const;
 
  private:
@@ -60,10 +62,10 @@ class Gemm {
     cublasLtMatmulDescOpaque_t product;
     cublasLtMatmulAlgo_t algorithm;
   };
-  using Shape = std::pair<int, int>;  // outputs, columns
+  using Shape = std::tuple<int, int, int>;  // outputs, columns, pitch
 
   void start();
-  const Plan& plan(int outputs, int columns);
+  const Plan& plan(int outputs, int columns, int pitch);
 
   struct Destroy {
     void operator()(cublasLtHandle_t handle) const { cublasLtDestroy(handle); }

@@ -210,6 +210,22 @@ class Producer {
     end();
   }
 
+  struct PairOfRuns {
+    const void* first;
+    const void* second;
+    int bytes;  ///< of each
+  };
+  /// The same of two pairs of runs.
+  __device__ void copy_pairs(const PairOfRuns& pair, const PairOfRuns& next) {
+    if (!is_own()) return;
+    begin(2 * static_cast<unsigned>(pair.bytes + next.bytes));
+    copy_run(0, pair.first, pair.bytes);
+    copy_run(pair.bytes, pair.second, pair.bytes);
+    copy_run(2 * pair.bytes, next.first, next.bytes);
+    copy_run(2 * pair.bytes + next.bytes, next.second, next.bytes);
+    end();
+  }
+
  private:
   __device__ bool is_own() {
     const bool is_own = others_ == 0;
@@ -285,8 +301,9 @@ __device__ inline unsigned producer_threads() {
 /// Which producer the thread is, of the threads behind the consumers; kProducers or more: it has nothing to do.
 template <class Format>
 __device__ int producer_index() {
-  const int thread = static_cast<int>(threadIdx.x) - kConsumers;
-  return thread % 32 < static_cast<int>(producer_threads()) ? thread / 32 : Format::kProducers;
+  const unsigned thread = threadIdx.x - kConsumers;
+  if constexpr (Format::kProducers == 1) return thread < producer_threads() ? 0 : 1;
+  return thread % 32 < producer_threads() ? static_cast<int>(thread / 32) : Format::kProducers;
 }
 
 /// A barrier among the consumers alone.

@@ -102,7 +102,7 @@ struct PlainEnd : PlainProduct {
         const float4 four = is_odd ? float4{x, y, b.x, b.y} : float4{a.x, a.y, x, y};
         const int row = first_row + lane / 4 + 8 * half;
         if (row < rows && column < outputs)
-          *reinterpret_cast<float4*>(out + static_cast<std::size_t>(row) * outputs + column) = four;
+          *reinterpret_cast<float4*>(out + static_cast<std::size_t>(row) * pitch + column) = four;
       }
     }
   }
@@ -130,7 +130,7 @@ struct GegluEnd : GegluProduct {
         const uint4 eight = transpose_words(word);
         const int row = first_row + lane / 4 + 8 * half;
         if (row < rows && column < intermediate)
-          *reinterpret_cast<uint4*>(out + static_cast<std::size_t>(row) * intermediate + column) = eight;
+          *reinterpret_cast<uint4*>(out + static_cast<std::size_t>(row) * pitch + column) = eight;
       }
     }
   }

@@ -19,14 +19,16 @@ bool has_wgmma();
 
 /// out = in x weights^T.
 struct PlainProduct {
-  float* out;   ///< [rows, outputs]
+  float* out;   ///< [rows, outputs], rows `pitch` elements apart
   int outputs;  ///< a multiple of 4
+  int pitch;    ///< a multiple of 4
 };
 
 /// out = gelu(in x gate^T) * (in x up^T).
 struct GegluProduct {
-  __nv_bfloat16* out;  ///< [rows, intermediate]
+  __nv_bfloat16* out;  ///< [rows, intermediate], rows `pitch` elements apart
   int intermediate;    ///< a multiple of 8; weights are [2 * intermediate, columns]: all of gate, then all of up
+  int pitch;           ///< a multiple of 8
 };
 
 /// Queries, keys and values, turned. Weights are [output.width(), columns]; head_dim is a multiple of 128.

@@ -23,7 +23,7 @@ enum class CacheType {
   kAuto,  ///< float32 on the CPU, bfloat16 on a GPU
   kF32,
   kBf16,
-  kQ8,  ///< 8 bits with a scale for each head and position; on the CPU only
+  kQ8,  ///< 8 bits with a scale for each head and position
 };
 
 /// What is fixed while an engine lives.
@@ -133,6 +133,7 @@ struct Callbacks {
 struct EngineInfo {
   std::string model;   ///< path, or "the built-in demo model"
   std::string device;  ///< "CPU, AVX-512, 2 threads"
+  std::string why_not_cuda;  ///< why "auto" took the CPU though there is a GPU; else empty
   int context = 0;     ///< positions that a sequence may have
   int window = 0;
   int sequences = 1;           ///< requests that are worked on at once

@@ -133,6 +133,7 @@ class BatchCommand {
     const Stopwatch load;
     Engine engine(options_.common.engine);
     load_s_ = load.seconds();
+    note_device(engine.info(), options_.common);
 
     const BatchIdentity identity{.engine = engine.info(),
                                  .engine_options = options_.common.engine,

@@ -74,6 +74,7 @@ int run(ChatOptions& options) {
   require_utf8(options.system);
   choose_model(options.common);
   Engine engine = load_engine(options.common);
+  note_device(engine.info(), options.common);
   // A model that has no turns says so here, not at the first message.
   engine.count_tokens(messages_of({options.system, {}}, ""));
   const std::unique_ptr<ChatInput> input = open_chat_input();

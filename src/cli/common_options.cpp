@@ -68,7 +68,7 @@ void add_cache_options(CLI::App& app, CommonOptions& options) {
       ->group(kModelGroup);
   app.add_option_function<std::string>(
          "--kv-type", [&options](const std::string& name) { options.engine.cache = cache_type(name); },
-         "Cache in f32, bf16 or q8 [auto: f32 on the CPU]")
+         "Cache in f32, bf16 or q8 [f32; bf16 on a GPU]")
       ->type_name("TYPE")
       ->check(check_cache_type)
       ->group(kModelGroup);
@@ -94,6 +94,11 @@ void choose_model(CommonOptions& options) {
   } else if (!options.quiet) {
     print_note("Using the built-in demo model, a tiny teller of children's stories; -m FILE names another.");
   }
+}
+
+void note_device(const EngineInfo& info, const CommonOptions& options) {
+  if (options.quiet || info.why_not_cuda.empty()) return;
+  print_note("Using the CPU, since the GPU cannot run this model: " + info.why_not_cuda + ".");
 }
 
 }  // namespace gemma::cli

@@ -47,6 +47,7 @@ int run(PromptOptions& options) {
   read_prompt(options);
   choose_model(options.common);
   Engine engine(common.engine);
+  note_device(engine.info(), common);
 
   const bool is_streaming = !common.json;
   // A person at a terminal sees the beginning that is continued; a program gets what was made, and nothing else.

@@ -83,6 +83,7 @@ int run(ScoreOptions& options) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - time).count();
   };
   Engine engine(options.common.engine);
+  note_device(engine.info(), options.common);
   const double load_s = seconds_since(start);
   const auto loaded = std::chrono::steady_clock::now();
   ProgressBar progress("Scoring", !options.common.quiet);

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "device/cuda_support.h"
 #include "device/device.h"
 #include "model/check_scales.h"
 #include "model/model_file.h"
@@ -46,9 +47,10 @@ Sampling resolve_sampling(const GenerationOptions& options, const GenerationDefa
 }
 
 /// The GPU that a device name asks for: N in "cuda:N", 0 in "cuda"; nullopt for the CPU.
-std::optional<int> choose_gpu(const std::string& name) {
+/// @param why_not_cuda  why the GPU cannot run the model; empty if it can. Then "auto" takes it.
+std::optional<int> choose_gpu(const std::string& name, const std::string& why_not_cuda) {
   if (name == "cpu") return std::nullopt;
-  if (name == "auto") return has_cuda_device() ? std::optional(0) : std::nullopt;
+  if (name == "auto") return why_not_cuda.empty() && has_cuda_device() ? std::optional(0) : std::nullopt;
   if (name == "cuda") return 0;
   if (name.starts_with("cuda:")) {
     const std::string number = name.substr(5);
@@ -180,7 +182,9 @@ Engine::State::State(const EngineOptions& options) {
   info.is_chat = model.defaults.is_chat;
   info.weights_bytes = model.weights.bytes();
 
-  const std::optional<int> gpu = choose_gpu(options.device);
+  const std::string why_not_cuda = why_not_on_cuda(model, kv_type(options.cache, /*is_on_gpu=*/true));
+  const std::optional<int> gpu = choose_gpu(options.device, why_not_cuda);
+  if (options.device == "auto" && !why_not_cuda.empty() && has_cuda_device()) info.why_not_cuda = why_not_cuda;
   chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
   const KvType type = kv_type(options.cache, gpu.has_value());
   const auto make_device = [&](int sequences) {

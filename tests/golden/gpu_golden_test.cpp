@@ -4,16 +4,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "golden/reference.h"
+#include "model/convert.h"
 #include "model/model_file.h"
 #include "support/reader.h"
+#include "support/temporary_directory.h"
 
 namespace gemma {
 namespace {
@@ -178,6 +182,42 @@ TEST_P(GpuGolden, IsCloseToTheCpuOverTheEvaluationText) {
   EXPECT_LT(distance.divergence, kLargestDivergence);
   EXPECT_LT(distance.largest_difference, kLargestDifference);
   EXPECT_LT(distance.perplexity_change, kLargestPerplexityChange);
+}
+
+// --- quantised weights ---
+
+struct QuantisedBars {
+  WeightTypes types;
+  double divergence;
+  double perplexity_change;
+};
+
+void PrintTo(const QuantisedBars& bars, std::ostream* out) { *out << name_of(bars.types.layers); }
+
+class GpuGoldenQuantised : public ::testing::TestWithParam<std::tuple<QuantisedBars, RowKind>> {};
+
+// What the project promises. Weights are rounded once more, to bf16, for prompts, but not for generated rows.
+INSTANTIATE_TEST_SUITE_P(
+    Of, GpuGoldenQuantised,
+    ::testing::Combine(::testing::Values(QuantisedBars{{WeightType::kQ8, WeightType::kQ8}, 1e-4, 0.03e-2},
+                                         QuantisedBars{{WeightType::kQ4, WeightType::kQ8}, 8e-3, 1.1e-2}),
+                       ::testing::Values(RowKind::kPrompt, RowKind::kGenerated)),
+    [](const auto& param_info) {
+      return std::string(name_of(std::get<0>(param_info.param).types.layers)) + "_" +
+             name_of(std::get<1>(param_info.param));
+    });
+
+TEST_P(GpuGoldenQuantised, KeepsTheDistributionsOfTheDemoModelOverTheEvaluationText) {
+  const auto& [bars, rows] = GetParam();
+  const TemporaryDirectory directory;
+  const std::filesystem::path output = directory / "converted.gemma";
+  convert({.source = GEMMA_SOURCE_DIR "/models/demo.gemma", .output = output, .types = bars.types});
+  const Model model = load_model(output);
+  EvaluationReader reader(gpu(), model, rows);
+  const Distance distance = distance_from_cpu(reader, evaluation_windows().size());
+  std::cout << name_of(bars.types.layers) << ", " << name_of(rows) << ": " << distance << '\n';
+  EXPECT_LT(distance.divergence, bars.divergence);
+  EXPECT_LT(distance.perplexity_change, bars.perplexity_change);
 }
 
 // --- what the bars are worth ---

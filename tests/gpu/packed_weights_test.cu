@@ -16,6 +16,8 @@
 
 #include "cuda_error.h"
 #include "device/cuda/handles.h"
+#include "device/cuda/weight_loader.h"
+#include "device/cuda/weight_slabs.h"
 #include "embed.cuh"
 #include "model/dequantise.h"
 #include "model/matrix_parts.h"
@@ -276,6 +278,28 @@ TEST_P(PackedWeights, UnpackToBf16RowByRow) {
   }
 }
 
+TEST_P(PackedWeights, UnpackInSlabsToPartsOfTheMatrix) {
+  const Case& of = GetParam();
+  const MatrixShape shape = of.shape();
+  const Memory<std::byte> units = packed(matrix_, of, stream_);
+  for (const std::size_t elements : {cuda::least_slab(of.columns), cuda::least_slab(of.columns) * 2 + 40}) {
+    for (const cuda::WeightSlab& slab : cuda::cut_into_slabs(shape, elements)) {
+      const Memory<bf16> out(elements);
+      launch_unpack_weights(of.type, units.data() + packed_bytes(of.type, kPieceRows, of.columns) * z(slab.first_tile),
+                            slab.shape, reinterpret_cast<__nv_bfloat16*>(out.data()), stream_);
+      const std::vector<bf16> found = out.download();
+      for (int row = 0; row < slab.shape.outputs; ++row) {
+        const int part = row / slab.outputs();  // 1: of up
+        const int output = part * (of.outputs / 2) + slab.first_output() + row % slab.outputs();
+        for (int column = 0; column < of.columns; ++column) {
+          ASSERT_EQ(found[z(row) * z(of.columns) + z(column)].bits, to_bf16(weights_[z(output)][z(column)]).bits)
+              << "first tile " << slab.first_tile << ", row " << row << ", column " << column;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(PackedWeights, AreTheEmbeddingsOfTokens) {
   const Case& of = GetParam();
   if (of.is_gate_up) return;  // as no embedding is
@@ -295,6 +319,58 @@ TEST_P(PackedWeights, AreTheEmbeddingsOfTokens) {
           << "token " << tokens[row] << ", column " << column;
     }
   }
+}
+
+// --- whole matrices ---
+
+TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
+  for (const MatrixShape& matrix :
+       {MatrixShape{2 * 36864, 4608, true}, MatrixShape{2 * 14336, 3584, true}, MatrixShape{2 * 9216, 2304, true},
+        MatrixShape{4608, 36864, false}, MatrixShape{256000, 2304, false}, MatrixShape{256, 96, false},
+        MatrixShape{2 * 160, 96, true}, MatrixShape{2 * 32, 32, true}}) {
+    for (const std::size_t elements : {std::size_t{32} << 20, std::size_t{8192} * 4608, std::size_t{20} << 20,
+                                       std::size_t{600'000}, cuda::least_slab(matrix.columns)}) {
+      if (elements < cuda::least_slab(matrix.columns)) continue;
+      int next_tile = 0;
+      for (const cuda::WeightSlab& slab : cuda::cut_into_slabs(matrix, elements)) {
+        ASSERT_EQ(slab.first_tile, next_tile);
+        ASSERT_GT(slab.shape.outputs, 0);
+        ASSERT_EQ(slab.outputs() % 8, 0);  // what the matrix products take
+        ASSERT_LE(z(slab.shape.tiles() * kPieceRows) * z(matrix.columns), elements);
+        next_tile += slab.shape.tiles();
+      }
+      ASSERT_EQ(next_tile, matrix.tiles()) << matrix.outputs << " x " << matrix.columns << " in " << elements;
+    }
+  }
+}
+
+class LoadedWeights : public ::testing::TestWithParam<Case> {};
+
+// Of more than one block of 8 MiB, the last of them not full.
+INSTANTIATE_TEST_SUITE_P(Of, LoadedWeights,
+                         ::testing::Values(Case{WeightType::kQ8, 9005, 2304}, Case{WeightType::kQ8, 9012, 2304, true},
+                                           Case{WeightType::kQ4, 17005, 2304}, Case{WeightType::kQ4, 17004, 2336, true},
+                                           Case{WeightType::kQ8, 10, 4'000'000}));
+
+TEST_P(LoadedWeights, ArePackedAsIfTheyHadComeInOnePiece) {
+  const Case& of = GetParam();
+  const RandomMatrix matrix(of);
+  const cuda::Stream stream;
+  const std::vector<std::byte> expected = packed(matrix, of, stream).download();
+  constexpr std::size_t kOffset = 512;
+  std::vector<cuda::LoadPiece> pieces;
+  const std::vector<float> norm(100, 1.5f);
+  cuda::add_pieces(norm, 0, pieces);
+  cuda::add_pieces(matrix.host(), of.is_gate_up, kOffset, pieces);
+  ASSERT_GT(pieces.size(), 2);
+  ASSERT_GT(cuda::staging_bytes(pieces), 0);
+  const Memory<std::byte> memory(kOffset + cuda::loaded_bytes(matrix.host()));
+  cuda::load_pieces(pieces, memory.data());
+  const std::vector<std::byte> found = memory.download();
+  EXPECT_EQ(std::memcmp(found.data(), norm.data(), 400), 0);
+  ASSERT_EQ(found.size() - kOffset, expected.size());
+  const auto difference = std::mismatch(expected.begin(), expected.end(), found.begin() + kOffset).first;
+  EXPECT_EQ(difference, expected.end()) << "byte " << difference - expected.begin();
 }
 
 }  // namespace

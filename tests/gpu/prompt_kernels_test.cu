@@ -26,6 +26,7 @@
 #include "gemm.h"
 #include "gemma/error.h"
 #include "kv_commit.cuh"
+#include "kv_quantise.cuh"
 #include "norm.cuh"
 #include "prompt_attention.cuh"
 #include "rope.cuh"
@@ -145,7 +146,7 @@ TEST(PromptEmbed, ScalesTheRowsOfTheTokens) {
       const Buffer<Bf16> table(embed);
       const Buffer<int> token(tokens);
       const Buffer<float> x(z(rows) * hidden);
-      launch_embed(token.get(), table.get(), scale, rows, hidden, x.get(), stream);
+      launch_embed(token.get(), table.get(), WeightType::kBf16, scale, rows, hidden, x.get(), stream);
       const auto got = x.download();
       for (int row = 0; row < rows; ++row) {
         for (int i = 0; i < hidden; ++i) {
@@ -335,7 +336,7 @@ TEST(PromptActivation, IsGeluOfTheGateTimesUp) {
       gate_up[2] = 0;
       const Buffer<float> in(gate_up);
       const Buffer<Bf16> out(z(rows) * intermediate);
-      launch_activation(in.get(), rows, intermediate, out.get(), stream);
+      launch_activation(in.get(), rows, intermediate, out.get(), intermediate, stream);
       const auto got = out.download();
       for (int row = 0; row < rows; ++row) {
         for (int i = 0; i < intermediate; ++i) {
@@ -397,9 +398,57 @@ struct CacheShape {
     return ((((z(unit) * layers_of_kind + index_in_kind) * 2 + is_value) * kv_heads + kv_head) * unit_slots() + slot) *
            head_dim;
   }
-  LayerCache on_gpu(Bf16* memory, const int* page_table) const {
+  LayerCache on_gpu(void* memory, const int* page_table) const {
     return {memory,     is_local, index_in_kind, layers_of_kind, kv_heads, head_dim, is_local ? ring_slots : 0,
             page_table, max_pages};
+  }
+
+  // With 8 bits, in bytes.
+  std::size_t quantised_size() const { return size() / head_dim * (head_dim + 4); }
+  std::size_t code_at(int unit, bool is_value, int kv_head, int slot) const {
+    return at(unit, is_value, kv_head, slot / 64 * 64) / head_dim * (head_dim + 4) + z(slot % 64) * head_dim;
+  }
+  std::size_t scale_at(int unit, bool is_value, int kv_head, int slot) const {
+    return code_at(unit, is_value, kv_head, slot / 64 * 64) + z(64) * head_dim + z(slot % 64) * sizeof(float);
+  }
+  /// Room for one layer's keys and values in bf16.
+  CacheShape expanded() const {
+    CacheShape one = *this;
+    one.layers_of_kind = 1;
+    one.index_in_kind = 0;
+    return one;
+  }
+};
+
+/// A key or value in 8 bits, as the CPU's cache keeps it.
+struct Quantised {
+  std::vector<std::int8_t> codes;
+  float scale;
+
+  explicit Quantised(std::span<const Bf16> x) {
+    float largest = 0;
+    for (const Bf16 value : x) largest = std::max(largest, std::abs(to_float(value)));
+    if (largest < 1e-36f) largest = 0;
+    const float inverse = largest > 0 ? 127 / largest : 0;
+    scale = largest / 127;
+    for (const Bf16 value : x) codes.push_back(static_cast<std::int8_t>(std::nearbyint(to_float(value) * inverse)));
+  }
+  Bf16 value(std::size_t i) const { return __float2bfloat16_rn(scale * static_cast<float>(codes[i])); }
+};
+
+/// The memory of QuantisedRows.
+struct QuantisedRowsOnGpu {
+  Buffer<std::int8_t> k, v;
+  Buffer<float> k_scale, v_scale;
+
+  QuantisedRowsOnGpu(int rows, int kv_heads, int head_dim)
+      : k(z(rows) * kv_heads * head_dim),
+        v(z(rows) * kv_heads * head_dim),
+        k_scale(z(rows) * kv_heads),
+        v_scale(z(rows) * kv_heads) {}
+  QuantisedRows get() const { return {k.get(), v.get(), k_scale.get(), v_scale.get()}; }
+  bool has_clean_rest() const {
+    return k.has_clean_rest() && v.has_clean_rest() && k_scale.has_clean_rest() && v_scale.has_clean_rest();
   }
 };
 
@@ -468,6 +517,134 @@ TEST(PromptCommit, WritesTheNewestPositionsAndNothingElse) {
   }
 }
 
+// --- a cache in 8 bits ---
+
+TEST(PromptQuantise, RoundsAsTheCpuDoesAndLeavesWhatCodesStandFor) {
+  std::mt19937 random(13);
+  const Stream stream;
+  constexpr int kRows = 5;
+  for (const int head_dim : {16, 48, 64, 112, 128, 240, 256}) {
+    for (const int kv_heads : {1, 3}) {
+      auto k = random_bf16(z(kRows) * kv_heads * head_dim, random, 3),
+           v = random_bf16(z(kRows) * kv_heads * head_dim, random, 1e-3f);
+      const auto set = [&](std::vector<Bf16>& values, int head, const auto& value_of) {
+        for (int i = 0; i < head_dim; ++i) values[z(head) * head_dim + i] = __float2bfloat16_rn(value_of(i));
+      };
+      set(k, 0, [](int) { return 0.0f; });
+      set(v, 0, [](int i) { return 3e38f * static_cast<float>(i % 3 - 1); });
+      set(k, 1, [](int) { return 1e-37f; });                          // too small to be told from zeros
+      set(v, 1, [](int i) { return i == 0 ? 127 : 0.5f + i % 60; });  // halves, which are rounded to even
+      set(k, 2, [](int i) { return i == 3 ? NAN : static_cast<float>(i); });
+      set(v, 2, [](int i) { return i == 5 ? -INFINITY : static_cast<float>(i); });
+      const Buffer<Bf16> k_gpu(k), v_gpu(v);
+      const QuantisedRowsOnGpu rows(kRows, kv_heads, head_dim);
+      launch_kv_quantise(k_gpu.get(), v_gpu.get(), kRows, kv_heads, head_dim, rows.get(), stream);
+      check_cuda(cudaStreamSynchronize(stream));
+      const auto codes = rows.k.download(), value_codes = rows.v.download();
+      const auto scales = rows.k_scale.download(), value_scales = rows.v_scale.download();
+      const auto k_got = k_gpu.download(), v_got = v_gpu.download();
+      for (int head = 0; head < kRows * kv_heads; ++head) {
+        for (const bool is_value : {false, true}) {
+          const std::size_t first = z(head) * head_dim;
+          const std::string where = std::string(is_value ? "value " : "key ") + std::to_string(head) + ", head size " +
+                                    std::to_string(head_dim);
+          const float scale = (is_value ? value_scales : scales)[z(head)];
+          if (head == 2) {  // all of it must show that something has gone wrong
+            ASSERT_TRUE(std::isnan(scale)) << where;
+            continue;
+          }
+          const Quantised expected(part(is_value ? v : k, first, z(head_dim)));
+          ASSERT_EQ(scale, expected.scale) << where;
+          for (std::size_t i = 0; i < z(head_dim); ++i) {
+            ASSERT_EQ((is_value ? value_codes : codes)[first + i], expected.codes[i]) << where << ", element " << i;
+            ASSERT_EQ(to_float((is_value ? v_got : k_got)[first + i]), to_float(expected.value(i)))
+                << where << ", element " << i;
+          }
+        }
+      }
+      EXPECT_TRUE(rows.has_clean_rest() && k_gpu.has_clean_rest() && v_gpu.has_clean_rest());
+    }
+  }
+}
+
+TEST(PromptQuantise, CommitsCodesAndScalesAndExpandsWhatAChunkSees) {
+  std::mt19937 random(14);
+  const Stream stream;
+  const std::vector<PromptSequence> sequences{
+      {7, 70, 1000, 2, 1}, {77, 200, 61, 0, 2}, {0, 1, 64, 3, 0}, {1, 6, 125, 1, 3}};
+  constexpr int kRows = 277, kMaxPages = 20, kSlots = 128, kWindow = 100;
+  for (const bool is_local : {true, false}) {
+    for (const auto& [kv_heads, head_dim] : {std::pair{1, 48}, std::pair{4, 256}, std::pair{3, 16}}) {
+      const PageTable table({200, 1100, 300, 200}, kMaxPages, random);
+      const CacheShape shape{is_local, kv_heads, head_dim, kSlots, kMaxPages, is_local ? 4 : table.pages};
+      const auto k = random_bf16(z(kRows) * kv_heads * head_dim, random),
+                 v = random_bf16(z(kRows) * kv_heads * head_dim, random);
+      std::vector<unsigned char> expected(shape.quantised_size(), kPoison);
+      std::vector<Bf16> expected_expanded(shape.expanded().size(), kPoisonedBf16);
+      std::vector<PromptSequence> later;  // each goes on behind what has been committed
+      for (const PromptSequence& sequence : sequences) {
+        later.push_back(sequence);
+        later.back().position += sequence.rows;
+        const int seen = is_local ? std::max(0, later.back().position - kWindow + 1) : 0;
+        for (int row = 0; row < sequence.rows; ++row) {  // the newest last
+          const int position = sequence.position + row;
+          const int unit = is_local ? sequence.ring : table.entries[z(sequence.page_row * kMaxPages + position / 64)];
+          const int slot = position % shape.unit_slots();
+          for (int i = 0; i < 2 * kv_heads; ++i) {
+            const bool is_value = i >= kv_heads;
+            const int head = i % kv_heads;
+            const Quantised quantised(
+                part(is_value ? v : k, (z(sequence.first_row + row) * kv_heads + head) * head_dim, z(head_dim)));
+            std::memcpy(&expected[shape.code_at(unit, is_value, head, slot)], quantised.codes.data(), z(head_dim));
+            std::memcpy(&expected[shape.scale_at(unit, is_value, head, slot)], &quantised.scale, sizeof(float));
+            if (position < seen) continue;
+            for (std::size_t dim = 0; dim < z(head_dim); ++dim)
+              expected_expanded[shape.expanded().at(unit, is_value, head, slot) + dim] = quantised.value(dim);
+          }
+        }
+      }
+      const Buffer<Bf16> k_gpu(k), v_gpu(v), expanded(shape.expanded().size());
+      const Buffer<unsigned char> memory(shape.quantised_size());
+      const Buffer<int> table_gpu(table.entries);
+      const Buffer<PromptSequence> sequences_gpu(sequences), later_gpu(later);
+      const QuantisedRowsOnGpu rows(kRows, kv_heads, head_dim);
+      const int count = static_cast<int>(sequences.size());
+      const LayerCache cache = shape.on_gpu(memory.get(), table_gpu.get());
+      launch_kv_quantise(k_gpu.get(), v_gpu.get(), kRows, kv_heads, head_dim, rows.get(), stream);
+      launch_kv_commit(rows.get(), cache, sequences_gpu.get(), count, 200, stream);
+      check_cuda(cudaStreamSynchronize(stream));
+      ASSERT_EQ(memory.download(), expected) << (is_local ? "rings" : "pages") << ", head size " << head_dim;
+      EXPECT_TRUE(memory.has_clean_rest());
+
+      const int window = is_local ? kWindow : kNoWindow;
+      launch_kv_expand(cache, shape.expanded().on_gpu(expanded.get(), table_gpu.get()), window, later_gpu.get(), count,
+                       most_blocks_before_chunk(1070, window), stream);
+      check_cuda(cudaStreamSynchronize(stream));
+      const auto got = expanded.download();
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        // Positions that the chunk does not see may be there or not.
+        if (std::isnan(to_float(expected_expanded[i]))) continue;
+        ASSERT_EQ(to_float(got[i]), to_float(expected_expanded[i])) << "element " << i << ", head size " << head_dim;
+      }
+      EXPECT_TRUE(expanded.has_clean_rest());
+    }
+  }
+}
+
+TEST(PromptQuantise, FindsRoomForAllBlocksThatAreExpanded) {
+  for (int window = 1; window < 200; ++window) {
+    int most = 0;
+    for (int position = 0; position < 500; ++position) {
+      // Those of the positions before the chunk that its first row sees.
+      const int first = std::max(0, position - window + 1);
+      if (first < position) most = std::max(most, (position - 1) / 64 - first / 64 + 1);
+      ASSERT_GE(most_blocks_before_chunk(position, window), most) << "position " << position << ", window " << window;
+      ASSERT_LE(most_blocks_before_chunk(position, window), most + 1) << "position " << position;
+    }
+  }
+  EXPECT_EQ(most_blocks_before_chunk(129, kNoWindow), 3);
+}
+
 // --- attention ---
 
 struct Case {
@@ -479,10 +656,12 @@ struct Case {
   float deviation = 3;      // of the scores before the cap
   bool uses_wgmma = false;  // where the GPU can
   int length = 300;
+  bool is_quantised = false;  // the cache is kept in 8 bits
 
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
     return out << "head size " << c.head_dim << ", " << c.group << " x " << c.kv_heads << " heads, window " << c.window
-               << ", cap " << c.softcap << ", scores " << c.deviation << (c.uses_wgmma ? ", wgmma" : "");
+               << ", cap " << c.softcap << ", scores " << c.deviation << (c.uses_wgmma ? ", wgmma" : "")
+               << (c.is_quantised ? ", q8" : "");
   }
 };
 
@@ -507,6 +686,18 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
             random_bf16(length * kv_width(), random)};
   }
 
+  /// Keys or values as every row sees them.
+  std::vector<Bf16> cached(const std::vector<Bf16>& values) const {
+    if (!GetParam().is_quantised) return values;
+    const std::size_t head_dim = z(GetParam().head_dim);
+    std::vector<Bf16> rounded;
+    for (std::size_t first = 0; first < values.size(); first += head_dim) {
+      const Quantised head(part(values, first, head_dim));
+      for (std::size_t i = 0; i < head_dim; ++i) rounded.push_back(head.value(i));
+    }
+    return rounded;
+  }
+
   struct Expected {
     double value;
     double size;  // the weighted mean of the values' sizes, which errors of the weights are relative to
@@ -519,7 +710,7 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
       std::transform(values.begin(), values.end(), floats.begin(), [](Bf16 value) { return to_float(value); });
       return floats;
     };
-    const auto queries = as_floats(text.q), keys = as_floats(text.k), values = as_floats(text.v);
+    const auto queries = as_floats(text.q), keys = as_floats(cached(text.k)), values = as_floats(cached(text.v));
     std::vector<Expected> out(text.length * q_width());
     std::vector<double> weights(z(text.length));
     for (int row = 0; row < text.length; ++row) {
@@ -564,7 +755,8 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
     const int ring_slots = (std::min(c.window, longest) + 63) / 64 * 64;
     const CacheShape shape{is_local,   c.kv_heads, c.head_dim,
                            ring_slots, max_pages,  is_local ? static_cast<int>(texts.size()) + 1 : table.pages};
-    const Buffer<Bf16> memory(shape.size());
+    const Buffer<unsigned char> memory(c.is_quantised ? shape.quantised_size() : shape.size() * sizeof(Bf16));
+    const Buffer<Bf16> expanded_memory(c.is_quantised ? shape.expanded().size() : 0);
     const Buffer<int> table_gpu(table.entries);
     const Stream stream;
 
@@ -578,7 +770,7 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
       std::vector<PromptSequence> sequences;
       std::vector<std::size_t> text_of;
       std::vector<Bf16> q, k, v;
-      int rows = 0, max_rows = 0;
+      int rows = 0, max_rows = 0, longest_past = 0;
       for (std::size_t t = 0; t < texts.size(); ++t) {
         if (step >= chunks[t].size()) continue;
         const int count = chunks[t][step];
@@ -592,6 +784,7 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
         text_of.push_back(t);
         rows += count;
         max_rows = std::max(max_rows, count);
+        longest_past = std::max(longest_past, done[t]);
       }
       std::vector<std::size_t> order(sequences.size());  // descriptors need not be in the order of the rows
       std::iota(order.begin(), order.end(), 0u);
@@ -603,10 +796,23 @@ class PromptAttentionTest : public testing::TestWithParam<Case> {
       const Buffer<Bf16> q_gpu(q), k_gpu(k), v_gpu(v), out(q.size());
       const LayerCache cache = shape.on_gpu(memory.get(), table_gpu.get());
       const int count = static_cast<int>(sequences.size());
-      launch_prompt_attention({heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), cache,
+      const QuantisedRowsOnGpu codes(c.is_quantised ? rows : 0, c.kv_heads, c.head_dim);
+      LayerCache seen = cache;
+      if (c.is_quantised) {
+        expanded_memory.poison();
+        seen = shape.expanded().on_gpu(expanded_memory.get(), table_gpu.get());
+        launch_kv_quantise(k_gpu.get(), v_gpu.get(), rows, c.kv_heads, c.head_dim, codes.get(), stream);
+        launch_kv_expand(cache, seen, c.window, sequences_gpu.get(), count,
+                         most_blocks_before_chunk(longest_past, c.window), stream);
+      }
+      launch_prompt_attention({heads(), c.window, c.softcap, q_gpu.get(), k_gpu.get(), v_gpu.get(), seen,
                                sequences_gpu.get(), out.get(), c.uses_wgmma && has_wgmma()},
                               count, max_rows, stream);
-      launch_kv_commit(k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), count, max_rows, stream);
+      if (c.is_quantised) {
+        launch_kv_commit(codes.get(), cache, sequences_gpu.get(), count, max_rows, stream);
+      } else {
+        launch_kv_commit(k_gpu.get(), v_gpu.get(), cache, sequences_gpu.get(), count, max_rows, stream);
+      }
       check_cuda(cudaStreamSynchronize(stream));
       const auto got = out.download();
       EXPECT_TRUE(out.has_clean_rest());
@@ -682,6 +888,12 @@ std::vector<Case> attention_cases() {
     cases.push_back({head_dim, 1, 1, 100, 50, 3, true});         // nor for this
     cases.push_back({head_dim, 1, 2, 700, 50, 3, true, 1500});
     cases.push_back({head_dim, 1, 2, kNoWindow, 50, 3, true, 1500});
+  }
+  for (const int head_dim : {48, 64, 128, 256}) {
+    for (const int window : {1, 2, 64, 100, 128, kNoWindow}) {
+      for (const bool uses_wgmma : {false, true})
+        cases.push_back({head_dim, 2, n++ % 2 == 0 ? 2 : 4, window, 50, 3, uses_wgmma, 300, /*is_quantised=*/true});
+    }
   }
   return cases;
 }
@@ -789,13 +1001,37 @@ TEST_P(PromptGemm, GivesARowTheSameBitsAmongAnyNumberOfRows) {
   for (const int tile : wgmma_tiles<PlainProduct>()) {
     for (const int rows : {kMaxRows, 300, 1}) {
       const Buffer<float> out(z(rows) * outputs());
-      launch_wgmma_product(PlainProduct{out.get(), outputs()}, in_gpu.get(), weights_gpu.get(), rows, columns(), tile,
-                           stream);
+      launch_wgmma_product(PlainProduct{out.get(), outputs(), outputs()}, in_gpu.get(), weights_gpu.get(), rows,
+                           columns(), tile, stream);
       ASSERT_TRUE(same_bits<float>(out.download(), part(most, 0, z(rows) * outputs())))
           << rows << " rows differ in tiles of " << tile << " outputs";
       EXPECT_TRUE(out.has_clean_rest());
     }
   }
+}
+
+TEST_P(PromptGemm, WritesPartsOfTheOutputsBesideEachOther) {
+  std::mt19937 random(13);
+  const Stream stream;
+  constexpr int kRows = 130;
+  if (outputs() % 4 != 0) return;  // parts begin at multiples of 4
+  Gemm gemm(kRows, uses_wgmma());
+  const Buffer<Bf16> in(random_bf16(z(kRows) * columns(), random)),
+      weights(random_bf16(z(outputs()) * columns(), random));
+  const Buffer<float> whole(z(kRows) * outputs()), out(z(kRows) * outputs());
+  gemm.multiply(whole.get(), in.get(), weights.get(), kRows, outputs(), columns(), stream);
+  const int cut = outputs() / 3 / 4 * 4;
+  gemm.multiply(out.get(), in.get(), weights.get(), kRows, cut, columns(), stream, /*pitch=*/outputs());
+  gemm.multiply(out.get() + cut, in.get(), weights.get() + z(cut) * columns(), kRows, outputs() - cut, columns(),
+                stream, /*pitch=*/outputs());
+  EXPECT_TRUE(out.has_clean_rest());
+  const auto expected = whole.download(), found = out.download();
+  if (uses_wgmma()) {
+    EXPECT_TRUE(same_bits<float>(found, expected));
+    return;
+  }
+  // cuBLASLt may take another algorithm for another shape. Sums of `columns` products of about 1.
+  for (std::size_t i = 0; i < found.size(); ++i) ASSERT_NEAR(found[i], expected[i], 6e-6 * columns()) << i;
 }
 
 TEST(PromptGemmEnds, AreThoseOfTheKernelsThatWouldFollow) {
@@ -847,15 +1083,38 @@ TEST(PromptGemmEnds, AreThoseOfTheKernelsThatWouldFollow) {
 
       const Buffer<Bf16> activated(z(rows) * intermediate);
       gemm.multiply(scratch.get(), in_gpu.get(), gate_up.get(), rows, 2 * intermediate, columns, stream);
-      launch_activation(scratch.get(), rows, intermediate, activated.get(), stream);
+      launch_activation(scratch.get(), rows, intermediate, activated.get(), intermediate, stream);
       const auto expected = activated.download();
       activated.poison();
-      expect_all(GegluProduct{activated.get(), intermediate},
+      expect_all(GegluProduct{activated.get(), intermediate, intermediate},
                  [&] {
                    gemm.multiply_geglu(activated.get(), in_gpu.get(), gate_up.get(), rows, intermediate, columns,
                                        scratch.get(), stream);
                  },
                  gate_up, {&activated}, {expected});
+
+      // Gates [0, cut) and [cut, intermediate), each with its ups, written beside each other.
+      activated.poison();
+      const int cut = intermediate / 2 / 8 * 8;
+      const std::vector<Bf16> all = gate_up.download();
+      const auto part_of = [&](int first, int count) {
+        std::vector<Bf16> part_weights;
+        for (const int half : {0, intermediate}) {
+          const auto begin = all.begin() + static_cast<std::ptrdiff_t>(z(half + first) * columns);
+          part_weights.insert(part_weights.end(), begin, begin + static_cast<std::ptrdiff_t>(z(count) * columns));
+        }
+        return part_weights;
+      };
+      for (const auto& [first, count] : {std::pair{0, cut}, std::pair{cut, intermediate - cut}}) {
+        const Buffer<Bf16> weights(part_of(first, count));
+        gemm.multiply_geglu(activated.get() + first, in_gpu.get(), weights.get(), rows, count, columns, scratch.get(),
+                            stream, /*pitch=*/intermediate);
+        check_cuda(cudaDeviceSynchronize());
+      }
+      EXPECT_TRUE(activated.has_clean_rest());
+      if (gemm.uses_wgmma()) {
+        EXPECT_TRUE(same_bits<Bf16>(activated.download(), expected)) << where << "in two parts";
+      }
 
       const Buffer<Bf16> q(z(rows) * heads * head_dim), k(z(rows) * kv_heads * head_dim),
           v(z(rows) * kv_heads * head_dim);
@@ -898,7 +1157,7 @@ TEST(PromptKernels, CanBeCapturedInAGraph) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
     if (is_captured) check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    launch_embed(token.get(), embed.get(), 2, kRows, kHidden, x.get(), stream);
+    launch_embed(token.get(), embed.get(), WeightType::kBf16, 2, kRows, kHidden, x.get(), stream);
     launch_normalize(x.get(), nullptr, norm.get(), 1e-6f, kRows, kHidden, h.get(), stream);
     gemm.multiply(qkv.get(), h.get(), weights.get(), kRows, kWidth, kHidden, stream);
     launch_rope(qkv.get(), {position.get(), table.get(), 0.1f, kHeads, 1, kHeadDim, q.get(), k.get(), v.get()}, kRows,

@@ -146,7 +146,7 @@ void measure_products(cudaStream_t stream) {
       Gemm library(rows, false);
       const auto plain = [&](const char* name, int outputs, int columns) {
         compare(
-            std::string(shape.name) + " " + name, PlainProduct{out.get(), outputs},
+            std::string(shape.name) + " " + name, PlainProduct{out.get(), outputs, outputs},
             [&] { library.multiply(out.get(), in.get(), weights.get(), rows, outputs, columns, stream); }, in.get(),
             weights.get(), rows, outputs, columns, stream);
       };
@@ -156,7 +156,7 @@ void measure_products(cudaStream_t stream) {
           in.get(), weights.get(), rows, shape.width(), shape.hidden, stream);
       plain("attention out", shape.hidden, shape.heads * shape.head_dim);
       compare(
-          std::string(shape.name) + " gate and up", GegluProduct{activated.get(), shape.intermediate},
+          std::string(shape.name) + " gate and up", GegluProduct{activated.get(), shape.intermediate, shape.intermediate},
           [&] {
             library.multiply_geglu(activated.get(), in.get(), weights.get(), rows, shape.intermediate, shape.hidden,
                                    out.get(), stream);
@@ -218,7 +218,7 @@ void measure_memory(const Shape& shape, int rows, cudaStream_t stream) {
   print("normalize", 6.0 * rows * shape.hidden,
         [&] { launch_normalize(x.get(), nullptr, norm.get(), 1e-6f, rows, shape.hidden, out.get(), stream); });
   print("activation", 10.0 * rows * shape.intermediate,
-        [&] { launch_activation(gate_up.get(), rows, shape.intermediate, out.get(), stream); });
+        [&] { launch_activation(gate_up.get(), rows, shape.intermediate, out.get(), shape.intermediate, stream); });
 
   const std::size_t kv = z(rows) * shape.kv_heads * shape.head_dim;
   const Buffer<Bf16> k(kv), v(kv), ring(2 * kv);

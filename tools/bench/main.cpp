@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct Options {
   std::vector<std::string> shapes;
   std::vector<std::string> types = {"bf16"};
   std::string device = "auto";
+  std::optional<KvType> kv_type;
   double bandwidth = 0;
   int threads = 0;
   std::vector<int> contexts = {512};
@@ -54,6 +56,14 @@ Model make_weights(const std::string& shape, const std::string& type, bool is_gp
   model.weights.layers.assign(config.layers.size(), model.weights.layers.front());
   model.config = std::move(config);
   return model;
+}
+
+KvType parse_kv_type(const std::string& name) {
+  return name == "f32" ? KvType::kF32 : name == "bf16" ? KvType::kBf16 : KvType::kQ8;
+}
+
+const char* kv_type_name(KvType type) {
+  return type == KvType::kF32 ? "f32" : type == KvType::kBf16 ? "bf16" : "q8";
 }
 
 DeviceLimits measure_limits(const Options& options, bool is_gpu) {
@@ -165,7 +175,7 @@ int save(const Options& options) {
 int run(const Options& options) {
   if (!options.save.empty()) return save(options);
   const bool is_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
-  const BenchDevice bench{.is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk};
+  const BenchDevice bench{.is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk, .kv_type = options.kv_type};
   Report report;
   report.limits = measure_limits(options, is_gpu);
 
@@ -175,6 +185,7 @@ int run(const Options& options) {
       if (!options.is_json) print_limits(report);
     }
     ModelResult result = bench_model(options, bench, model, type);
+    if (options.kv_type) result.cache = kv_type_name(*options.kv_type);
     if (!options.attention.empty()) bench_attention(options, bench, model, result);
     if (!options.is_json) {
       print_table(result, report.limits);
@@ -216,6 +227,10 @@ int main(int argc, char** argv) {
   app.add_option("--device", options.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--kv-type", [&options](const std::string& name) { options.kv_type = gemma::parse_kv_type(name); },
+         "type of the cache: f32, bf16 or q8 (default: f32, on a GPU bf16)")
+      ->check(CLI::IsMember({"f32", "bf16", "q8"}));
   app.add_option("--bandwidth", options.bandwidth, "GB/s to measure against (default: what is measured here)");
   app.add_option("--threads", options.threads, "CPU threads (default: one for each core)")->check(CLI::Range(1, 1024));
   list(app.add_option("--context", options.contexts, "positions in the cache while decoding"))

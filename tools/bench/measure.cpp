@@ -138,7 +138,9 @@ Timings summarize(std::vector<double> seconds) {
 
 int chunk_of(const BenchDevice& bench) { return bench.chunk > 0 ? bench.chunk : bench.is_gpu ? 4096 : 512; }
 
-KvType kv_type_of(const BenchDevice& bench) { return bench.is_gpu ? KvType::kBf16 : KvType::kF32; }
+KvType kv_type_of(const BenchDevice& bench) {
+  return bench.kv_type.value_or(bench.is_gpu ? KvType::kBf16 : KvType::kF32);
+}
 
 std::unique_ptr<Device> make_device(const BenchDevice& bench, const Model& model, int context, int sequences) {
   const KvLayout kv = plan_kv_cache(model.config.window, context, sequences, kv_type_of(bench));

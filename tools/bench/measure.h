@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "device/device.h"
@@ -20,6 +21,7 @@ struct BenchDevice {
   bool is_gpu = false;
   int threads = 0;  ///< of a CPU; 0: one for each core
   int chunk = 0;    ///< rows of a prompt read at once; 0: as the engine does
+  std::optional<KvType> kv_type = {};  ///< of the cache; none: as the engine does
 };
 
 int chunk_of(const BenchDevice& bench);

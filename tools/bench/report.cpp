@@ -60,7 +60,8 @@ void print_limits(const Report& report) {
 }
 
 void print_table(const ModelResult& model, const DeviceLimits& limits) {
-  std::printf("\n%s, %s, %.2f GB of weights\n", model.name.c_str(), model.type.c_str(), model.weights_bytes / 1e9);
+  std::printf("\n%s, %s%s, %.2f GB of weights\n", model.name.c_str(), model.type.c_str(),
+              model.cache.empty() ? "" : (", cache in " + model.cache).c_str(), model.weights_bytes / 1e9);
   if (!model.decode.empty())
     std::printf(
         "  decode  context   rows   tokens/s   ms a step (fastest, slowest)      GB   GFLOP  floor ms  share\n");
@@ -132,6 +133,7 @@ Json to_json(const Report& report) {
     }
     json["models"].push_back({{"model", model.name},
                               {"type", model.type},
+                              {"cache", model.cache},
                               {"weights_bytes", model.weights_bytes},
                               {"decode", std::move(decode)},
                               {"prompt", std::move(prompt)},

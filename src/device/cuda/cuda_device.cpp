@@ -8,19 +8,25 @@
 
 #include "activation.cuh"
 #include "device/attention_mask.h"
+#include "device/cuda/weight_slabs.h"
+#include "device/cuda_support.h"
 #include "embed.cuh"
 #include "gemma/error.h"
 #include "kv_commit.cuh"
+#include "kv_quantise.cuh"
 #include "norm.cuh"
+#include "packed_weights.cuh"
 #include "prompt_attention.cuh"
 #include "rope.cuh"
 #include "rope_table.cuh"
+#include "unpack_weights.cuh"
 
 namespace gemma::cuda {
 namespace {
 
 constexpr int kMaxLogitRows = 128;  // of a prompt; 131 MB of logits at 256,000 tokens
 constexpr int kTypicalRows = 2048;  // that cuBLASLt's algorithms are chosen for; whatever --chunk says
+constexpr std::size_t kSlabBytes = std::size_t{64} << 20;  // of weights that are unpacked at once, or a whole qkv
 constexpr int kMaxDecodeRows = 64;  // generated rows of a step, where there are fewer sequences than that
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -42,18 +48,16 @@ void check_shape(const Model& model, const KvLayout& layout) {
   const auto require = [&](bool holds, const std::string& what) {
     if (!holds) throw Error("the CUDA device cannot run '" + model.name + "': " + what + "; run it with --device cpu");
   };
-  const auto require_32 = [&](const char* what, int width) {
-    require(width % 32 == 0, std::string(what) + " is " + std::to_string(width) + ", not a multiple of 32");
-  };
-  require_32("the hidden size", config.hidden_size);
-  require_32("the intermediate size", config.intermediate_size);
-  require_32("heads times head size", config.query_size());
-  check_decode(config.hidden_size);
+  const std::string why_not = why_not_on_cuda(model, layout.type);
+  require(why_not.empty(), why_not);
+  check_decode(config.hidden_size, model.weights.types().layers);
   require(config.vocab_size <= kMaxSampledVocab,
           "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
-  require(model.weights.types() == WeightTypes{}, "its weights are quantised, which only the CPU can compute with yet");
-  if (layout.type != KvType::kBf16)
-    throw Error("the CUDA device keeps its cache in bf16; leave out --kv-type, or use --device cpu");
+}
+
+/// Bytes of one sequence's keys and values in one layer, at one position.
+std::size_t position_bytes(const Config& config, KvType type) {
+  return 2 * size(config.kv_heads) * head_bytes(type, config.head_dim);
 }
 
 /// How many elements everything has that lies in the GPU's memory, weights aside.
@@ -61,17 +65,20 @@ struct Sizes {
   int decode_rows;  // generated rows of a step
   int group_rows;   // of them, those of one launch, each of another sequence
   int max_pages, max_blocks, groups_of_blocks;
-  std::size_t rope, rings, pages;
+  std::size_t rope;
+  std::size_t rings, pages;  // bytes
+  std::size_t kv_codes, kv_scales, kv_expanded;
+  std::size_t unpacked;
   std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
   std::size_t decode_inputs, decode_residual, decode_exchange, decode_qkv, decode_projected;
   std::size_t decode_normalized, decode_attended, decode_activated;
   std::size_t partials, partial_sums, group_partials, group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
-  std::size_t cache_bytes() const { return 2 * (rings + pages); }
+  std::size_t cache_bytes() const { return rings + pages; }
   std::size_t work_bytes() const {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
-           2 * (normed + q + 2 * kv + attended + activated) +
+           2 * (unpacked + normed + q + 2 * kv + attended + activated) + kv_codes + 4 * kv_scales + 2 * kv_expanded +
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
            2 * (decode_normalized + decode_attended + decode_activated) + 8 * decode_exchange +
            4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
@@ -81,7 +88,22 @@ struct Sizes {
   }
 };
 
-Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& gemm) {
+/// Elements of the weights that are unpacked at once. Queries, keys and values are never cut; of other matrices a slab
+/// suffices.
+std::size_t unpacked_size(const Config& config, WeightTypes types) {
+  if (types.layers == WeightType::kBf16) return 0;
+  const auto elements = [](int rows, int columns) {
+    return size(ceil_div(rows, kPieceRows) * kPieceRows) * size(columns);
+  };
+  const int widest = std::max({config.hidden_size, config.query_size(), config.intermediate_size});
+  const std::size_t largest = std::max({elements(config.vocab_size, config.hidden_size),
+                                        elements(2 * config.intermediate_size, config.hidden_size),
+                                        elements(config.hidden_size, widest)});
+  return std::max({elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2),
+                   least_slab(widest)});
+}
+
+Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& options, const Gemm& gemm) {
   const KvLayout& kv = options.kv;
   Sizes s{};
   s.decode_rows = std::max(kv.rings, std::min(options.max_rows, kMaxDecodeRows));
@@ -90,18 +112,28 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& g
   s.max_blocks = s.max_pages + 1;
   s.groups_of_blocks = max_groups(s.max_blocks);
   s.rope = size(kv.context) * size(config.head_dim / 2);
-  const std::size_t position = 2 * size(config.kv_size());
-  s.rings = size(kv.rings) * size(config.local_layer_count()) * size(kv.ring_slots) * position;
-  s.pages = size(kv.pages) * size(config.global_layer_count()) * size(kPagePositions) * position;
+  const std::size_t ring_positions = size(kv.rings) * size(kv.ring_slots);
+  const std::size_t page_positions = size(kv.pages) * size(kPagePositions);
+  s.rings = size(config.local_layer_count()) * ring_positions * position_bytes(config, kv.type);
+  s.pages = size(config.global_layer_count()) * page_positions * position_bytes(config, kv.type);
 
   const std::size_t rows = size(options.max_rows);
   const std::size_t logit_rows = size(std::min(options.max_rows, kMaxLogitRows));
   s.prompt_inputs = 2 * rows + size(kv.rings) * (sizeof(PromptSequence) / sizeof(int) + size(s.max_pages)) + logit_rows;
+  s.unpacked = unpacked_size(config, types);
   s.x = s.projected = s.normed = rows * size(config.hidden_size);
   s.scratch = std::max(gemm.qkv_scratch(options.max_rows, config.head_dim, config.qkv_size()),
                        gemm.geglu_scratch(options.max_rows, config.intermediate_size));
   s.q = s.attended = rows * size(config.query_size());
   s.kv = rows * size(config.kv_size());
+  if (kv.type == KvType::kQ8) {
+    s.kv_codes = 2 * s.kv;
+    s.kv_scales = 2 * rows * size(config.kv_heads);
+    // One layer of either kind.
+    s.kv_expanded = 2 * size(config.kv_size()) *
+                    std::max(config.local_layer_count() > 0 ? ring_positions : 0,
+                             config.global_layer_count() > 0 ? page_positions : 0);
+  }
   s.activated = rows * size(config.intermediate_size);
 
   const std::size_t decode_rows = size(s.decode_rows);
@@ -134,16 +166,20 @@ Sizes plan_sizes(const Config& config, const CudaOptions& options, const Gemm& g
 /// @return bytes of weights, cache and work space
 std::size_t check_memory(const Model& model, const CudaOptions& options, const Gemm& gemm) {
   check_shape(model, options.kv);
-  const Sizes sizes = plan_sizes(model.config, options, gemm);
+  const Sizes sizes = plan_sizes(model.config, model.weights.types(), options, gemm);
   const std::size_t weights = DeviceWeights::bytes(model);
-  const std::size_t needed = weights + sizes.cache_bytes() + sizes.work_bytes();
+  // What loading takes is given back before the cache and the work space are there.
+  const std::size_t staging = DeviceWeights::staging_bytes(model);
+  const std::size_t cache = sizes.cache_bytes();
+  const std::size_t work = std::max(sizes.work_bytes(), staging - std::min(staging, cache));
+  const std::size_t needed = weights + cache + work;
   std::size_t available = 0, total = 0;
   check_cuda(cudaMemGetInfo(&available, &total));
   if (needed > available) {
     throw OutOfMemory("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
                       gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
-                      gigabytes(sizes.cache_bytes()) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
-                      std::to_string(options.kv.context) + " positions, " + gigabytes(sizes.work_bytes()) +
+                      gigabytes(cache) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
+                      std::to_string(options.kv.context) + " positions, " + gigabytes(work) +
                       " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
   }
   return needed;
@@ -177,7 +213,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
       planned_bytes_(check_memory(model, options, gemm_)),
       description_(describe(options.ordinal)),
       weights_(model) {
-  const Sizes sizes = plan_sizes(config_, options, gemm_);
+  const Sizes sizes = plan_sizes(config_, weights_.types(), options, gemm_);
   max_pages_ = sizes.max_pages;
   max_blocks_ = sizes.max_blocks;
   group_rows_ = sizes.group_rows;
@@ -196,12 +232,16 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   rope_ = Buffer<float2>(sizes.rope);
   launch_rope_table(device_frequencies.data(), layout_.context, half, rope_.data(), stream_);
 
-  rings_ = Buffer<__nv_bfloat16>(sizes.rings);
-  pages_ = Buffer<__nv_bfloat16>(sizes.pages);
+  rings_ = Buffer<std::byte>(sizes.rings);
+  pages_ = Buffer<std::byte>(sizes.pages);
+  kv_codes_ = Buffer<std::int8_t>(sizes.kv_codes);
+  kv_scales_ = Buffer<float>(sizes.kv_scales);
+  kv_expanded_ = Buffer<__nv_bfloat16>(sizes.kv_expanded);
   prompt_inputs_ = Buffer<int>(sizes.prompt_inputs);
   x_ = Buffer<float>(sizes.x);
   projected_ = Buffer<float>(sizes.projected);
   scratch_ = Buffer<float>(sizes.scratch);
+  unpacked_ = Buffer<__nv_bfloat16>(sizes.unpacked);
   normed_ = Buffer<__nv_bfloat16>(sizes.normed);
   q_ = Buffer<__nv_bfloat16>(sizes.q);
   k_ = Buffer<__nv_bfloat16>(sizes.kv);
@@ -289,6 +329,9 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.final_softcap = config_.final_softcap.value_or(0.0f);
 
   m.layer = decode_layers_.data();
+  m.layer_type = weights_.types().layers;
+  m.head_type = weights_.types().embed;
+  m.kv_type = layout_.type;
   m.embed = weights_.embed();
   m.head = weights_.head();
   m.final_norm = weights_.final_norm();
@@ -475,6 +518,7 @@ void CudaDevice::embed(const Batch& batch) {
   prompt_rows_ = 0;
   prompt_sequences_ = 0;
   longest_sequence_ = 0;
+  longest_past_ = 0;
   for (const SequenceRows& sequence : batch.sequences) {
     if (batch.rows[size(sequence.first_row)].kind != RowKind::kPrompt) continue;
     sequences[prompt_sequences_] = {prompt_rows_, sequence.rows, sequence.position, sequence.ring, prompt_sequences_};
@@ -485,12 +529,34 @@ void CudaDevice::embed(const Batch& batch) {
       prompt_row_of_[size(row)] = prompt_rows_++;
     }
     longest_sequence_ = std::max(longest_sequence_, sequence.rows);
+    longest_past_ = std::max(longest_past_, sequence.position);
     ++prompt_sequences_;
   }
   send(prompt_inputs_.data(), inputs.values.data(), prompt_inputs_.size() - size(logit_rows_), stream_);
   inputs.is_sent.record(stream_);
-  launch_embed(prompt_inputs_.data(), weights_.embed(), config_.embedding_scale(), prompt_rows_, config_.hidden_size,
-               x_.data(), stream_);
+  launch_embed(prompt_inputs_.data(), weights_.embed(), weights_.types().embed, config_.embedding_scale(), prompt_rows_,
+               config_.hidden_size, x_.data(), stream_);
+}
+
+template <class Use>
+void CudaDevice::with_bf16(const StreamedMatrix& matrix, WeightType type, const Use& use) {
+  if (type == WeightType::kBf16) {
+    use(static_cast<const __nv_bfloat16*>(matrix.weights), 0, matrix.is_gate_up ? matrix.outputs / 2 : matrix.outputs);
+    return;
+  }
+  const std::size_t tile_bytes = packed_bytes(type, kPieceRows, matrix.columns);
+  for (const WeightSlab& slab : cut_into_slabs(matrix, unpacked_.size())) {
+    const std::byte* units = static_cast<const std::byte*>(matrix.weights) + size(slab.first_tile) * tile_bytes;
+    launch_unpack_weights(type, units, slab.shape, unpacked_.data(), stream_);
+    use(unpacked_.data(), slab.first_output(), slab.outputs());
+  }
+}
+
+void CudaDevice::multiply(float* out, const __nv_bfloat16* in, const StreamedMatrix& matrix, WeightType type,
+                          int rows) {
+  with_bf16(matrix, type, [&](const __nv_bfloat16* weights, int first, int outputs) {
+    gemm_.multiply(out + first, in, weights, rows, outputs, matrix.columns, stream_, /*pitch=*/matrix.outputs);
+  });
 }
 
 LayerCache CudaDevice::layer_cache(int layer) const {
@@ -506,6 +572,22 @@ LayerCache CudaDevice::layer_cache(int layer) const {
   cache.page_table = reinterpret_cast<const int*>(prompt_sequence_table() + layout_.rings);
   cache.max_pages = max_pages_;
   return cache;
+}
+
+LayerCache CudaDevice::expanded(const LayerCache& cache, int window) {
+  LayerCache expanded = cache;
+  expanded.memory = kv_expanded_.data();
+  expanded.index_in_kind = 0;
+  expanded.layers_of_kind = 1;
+  launch_kv_expand(cache, expanded, window, prompt_sequence_table(), prompt_sequences_,
+                   most_blocks_before_chunk(longest_past_, window), stream_);
+  return expanded;
+}
+
+QuantisedRows CudaDevice::quantised_rows() const {
+  const std::size_t codes = kv_codes_.size() / 2;
+  const std::size_t scales = kv_scales_.size() / 2;
+  return {kv_codes_.data(), kv_codes_.data() + codes, kv_scales_.data(), kv_scales_.data() + scales};
 }
 
 const PromptSequence* CudaDevice::prompt_sequence_table() const {
@@ -528,15 +610,22 @@ void CudaDevice::qkv(const Batch& /*batch*/, int layer) {
                           .q = q_.data(),
                           .k = k_.data(),
                           .v = v_.data()};
-  gemm_.multiply_qkv(output, normed_.data(), weights.qkv.weights, prompt_rows_, config_.hidden_size, scratch_.data(),
-                     stream_);
+  with_bf16(weights.qkv, weights_.types().layers, [&](const __nv_bfloat16* qkv, int, int) {
+    gemm_.multiply_qkv(output, normed_.data(), qkv, prompt_rows_, config_.hidden_size, scratch_.data(), stream_);
+  });
+  if (layout_.type == KvType::kQ8) {
+    launch_kv_quantise(k_.data(), v_.data(), prompt_rows_, config_.kv_heads, config_.head_dim, quantised_rows(),
+                       stream_);
+  }
 }
 
 void CudaDevice::attend(const Batch& /*batch*/, int layer) {
+  const LayerCache cache = layer_cache(layer);
+  const bool is_quantised = layout_.type == KvType::kQ8;
   PromptAttention attention{};
   attention.heads = config_.heads;
-  attention.cache = layer_cache(layer);
-  attention.window = attention.cache.is_local ? layout_.window : kNoWindow;
+  attention.window = cache.is_local ? layout_.window : kNoWindow;
+  attention.cache = is_quantised ? expanded(cache, attention.window) : cache;
   attention.softcap = config_.attention_softcap.value_or(0.0f);
   attention.q = q_.data();
   attention.k = k_.data();
@@ -545,14 +634,16 @@ void CudaDevice::attend(const Batch& /*batch*/, int layer) {
   attention.out = attended_.data();
   attention.uses_wgmma = gemm_.uses_wgmma();
   launch_prompt_attention(attention, prompt_sequences_, longest_sequence_, stream_);
-  launch_kv_commit(k_.data(), v_.data(), attention.cache, attention.sequences, prompt_sequences_, longest_sequence_,
-                   stream_);
+  if (is_quantised) {
+    launch_kv_commit(quantised_rows(), cache, attention.sequences, prompt_sequences_, longest_sequence_, stream_);
+  } else {
+    launch_kv_commit(k_.data(), v_.data(), cache, attention.sequences, prompt_sequences_, longest_sequence_, stream_);
+  }
 }
 
 void CudaDevice::attention_out(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
-  gemm_.multiply(projected_.data(), attended_.data(), weights.attention_out.weights, prompt_rows_, config_.hidden_size,
-                 config_.query_size(), stream_);
+  multiply(projected_.data(), attended_.data(), weights.attention_out, weights_.types().layers, prompt_rows_);
   launch_add_normalized(projected_.data(), weights.attention_post_norm, weights.mlp_norm,
                         static_cast<float>(config_.rms_norm_eps), prompt_rows_, config_.hidden_size, x_.data(),
                         normed_.data(), stream_);
@@ -562,10 +653,12 @@ void CudaDevice::mlp(const Batch& /*batch*/, int layer) {
   const DecodeLayer& weights = weights_.layers()[size(layer)];
   const bool is_last = layer + 1 == config_.layer_count();
   const float* next_norm = is_last ? nullptr : weights_.layers()[size(layer) + 1].attention_norm;
-  gemm_.multiply_geglu(activated_.data(), normed_.data(), weights.gate_up.weights, prompt_rows_,
-                       config_.intermediate_size, config_.hidden_size, scratch_.data(), stream_);
-  gemm_.multiply(projected_.data(), activated_.data(), weights.down.weights, prompt_rows_, config_.hidden_size,
-                 config_.intermediate_size, stream_);
+  const WeightType type = weights_.types().layers;
+  with_bf16(weights.gate_up, type, [&](const __nv_bfloat16* gate_up, int first, int gates) {
+    gemm_.multiply_geglu(activated_.data() + first, normed_.data(), gate_up, prompt_rows_, gates, config_.hidden_size,
+                         scratch_.data(), stream_, /*pitch=*/config_.intermediate_size);
+  });
+  multiply(projected_.data(), activated_.data(), weights.down, type, prompt_rows_);
   launch_add_normalized(projected_.data(), weights.mlp_post_norm, next_norm, static_cast<float>(config_.rms_norm_eps),
                         prompt_rows_, config_.hidden_size, x_.data(), next_norm == nullptr ? nullptr : normed_.data(),
                         stream_);
@@ -599,9 +692,10 @@ void CudaDevice::logits(const Batch& batch, int first, int count) {
                    prompt_outputs, config_.hidden_size, normed_.data(), stream_);
   const std::size_t pitch = logits_pitch(config_);
   float* out = logits_.data() + size(decode_rows_) * pitch;
-  // Outputs beyond the vocabulary come from whatever lies behind the head, and are never looked at.
-  gemm_.multiply(out, normed_.data(), weights_.head().weights, prompt_outputs, static_cast<int>(pitch),
-                 config_.hidden_size, stream_);
+  // Outputs beyond the vocabulary come from whatever lies behind the head, or are zeros, and are never looked at.
+  StreamedMatrix head = weights_.head();
+  head.outputs = static_cast<int>(pitch);
+  multiply(out, normed_.data(), head, weights_.types().embed, prompt_outputs);
   launch_soft_cap(out, config_.final_softcap.value_or(0.0f), prompt_outputs, config_.vocab_size, pitch, stream_);
 }
 
@@ -702,32 +796,48 @@ void CudaDevice::finish(int calls_ahead) {
 // --- the cache ---
 
 void CudaDevice::copy_ring(int from, int to) {
-  const std::size_t elements = layout_.rings == 0 ? 0 : rings_.size() / size(layout_.rings);
-  check_cuda(cudaMemcpyAsync(rings_.data() + size(to) * elements, rings_.data() + size(from) * elements, 2 * elements,
+  const std::size_t bytes = layout_.rings == 0 ? 0 : rings_.size() / size(layout_.rings);
+  check_cuda(cudaMemcpyAsync(rings_.data() + size(to) * bytes, rings_.data() + size(from) * bytes, bytes,
                              cudaMemcpyDeviceToDevice, stream_));
 }
 
 void CudaDevice::copy_page(int from, int to) {
-  const std::size_t elements = pages_.size() / size(layout_.pages);
-  check_cuda(cudaMemcpyAsync(pages_.data() + size(to) * elements, pages_.data() + size(from) * elements, 2 * elements,
+  const std::size_t bytes = pages_.size() / size(layout_.pages);
+  check_cuda(cudaMemcpyAsync(pages_.data() + size(to) * bytes, pages_.data() + size(from) * bytes, bytes,
                              cudaMemcpyDeviceToDevice, stream_));
 }
 
 std::size_t CudaDevice::slot_bytes() const {
-  return 2 * 2 * size(config_.local_layer_count()) * size(config_.kv_size());
+  return size(config_.local_layer_count()) * position_bytes(config_, layout_.type);
 }
 
-void CudaDevice::copy_slots(int ring, int slot, int count, void* host, cudaMemcpyKind direction) {
-  // One strided copy: in all local layers, keys and values, and heads, the slots lie equally far from the next.
-  const std::size_t slot_width = 2 * size(config_.head_dim);
-  const std::size_t width = slot_width * size(count);
+void CudaDevice::copy_slots(int ring, int slot, int count, std::byte* host, cudaMemcpyKind direction) {
+  // Strided copies: in all local layers, keys and values, and heads, the slots lie equally far from the next.
   const std::size_t height = 2 * size(config_.local_layer_count()) * size(config_.kv_heads);
-  const std::size_t pitch = slot_width * size(layout_.ring_slots);
-  auto* in_ring = reinterpret_cast<std::byte*>(rings_.data()) + size(ring) * height * pitch + size(slot) * slot_width;
-  if (direction == cudaMemcpyDeviceToHost) {
-    check_cuda(cudaMemcpy2DAsync(host, width, in_ring, pitch, width, height, direction, stream_));
+  const std::size_t pitch = size(layout_.ring_slots) * head_bytes(layout_.type, config_.head_dim);
+  const auto copy = [&](std::size_t offset, std::size_t width) {
+    std::byte* const in_ring = rings_.data() + size(ring) * height * pitch + offset;
+    if (direction == cudaMemcpyDeviceToHost) {
+      check_cuda(cudaMemcpy2DAsync(host, width, in_ring, pitch, width, height, direction, stream_));
+    } else {
+      check_cuda(cudaMemcpy2DAsync(in_ring, pitch, host, width, width, height, direction, stream_));
+    }
+    host += width * height;
+  };
+  if (layout_.type == KvType::kQ8) {
+    // Block by block, in which scales follow codes.
+    const std::size_t codes = size(config_.head_dim);
+    const std::size_t block_bytes = size(kPagePositions) * head_bytes(layout_.type, config_.head_dim);
+    for (int end = slot + count; slot < end; slot = (slot / kPagePositions + 1) * kPagePositions) {
+      const int in_block = slot % kPagePositions;
+      const std::size_t slots = size(std::min(kPagePositions - in_block, end - slot));
+      const std::size_t block = size(slot / kPagePositions) * block_bytes;
+      copy(block + size(in_block) * codes, slots * codes);
+      copy(block + size(kPagePositions) * codes + size(in_block) * sizeof(float), slots * sizeof(float));
+    }
   } else {
-    check_cuda(cudaMemcpy2DAsync(in_ring, pitch, host, width, width, height, direction, stream_));
+    const std::size_t slot_width = head_bytes(layout_.type, config_.head_dim);
+    copy(size(slot) * slot_width, size(count) * slot_width);
   }
   stream_.synchronize();
 }

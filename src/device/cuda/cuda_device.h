@@ -3,6 +3,8 @@
 #include <cublasLt.h>
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,6 +15,7 @@
 #include "device/cuda/handles.h"
 #include "device/device.h"
 #include "gemm.h"
+#include "kv_quantise.cuh"
 #include "layer_cache.cuh"
 #include "sample.cuh"
 
@@ -79,9 +82,16 @@ class CudaDevice final : public Device {
   void launch_decodes(std::span<const int> wave_ends, cudaStream_t stream);
   const PromptSequence* prompt_sequence_table() const;
   LayerCache layer_cache(int layer) const;
+  // Calls use(weights, first, outputs) with a matrix in bf16: all at once where that is how it lies in memory, else slab
+  // by slab, each unpacked to where the last one was.
+  template <class Use>
+  void with_bf16(const StreamedMatrix& matrix, WeightType type, const Use& use);
+  void multiply(float* out, const __nv_bfloat16* in, const StreamedMatrix& matrix, WeightType type, int rows);
+  LayerCache expanded(const LayerCache& cache, int window);
+  QuantisedRows quantised_rows() const;
   SampleArguments sample_arguments() const;
   void collect(Pending& pending);
-  void copy_slots(int ring, int slot, int count, void* host, cudaMemcpyKind direction);
+  void copy_slots(int ring, int slot, int count, std::byte* host, cudaMemcpyKind direction);
 
   Config config_;
   KvLayout layout_;
@@ -99,17 +109,22 @@ class CudaDevice final : public Device {
   DeviceWeights weights_;
   Buffer<DecodeLayer> decode_layers_;
   Buffer<float2> rope_;
-  Buffer<__nv_bfloat16> rings_, pages_;
+  Buffer<std::byte> rings_, pages_;
 
   // Prompt rows.
   Buffer<int> prompt_inputs_;  // tokens, positions, sequences, page table, rows of which logits are wanted
   Buffer<float> x_, projected_;
   Buffer<float> scratch_;  // queries, keys and values, or gate and up, where products do not end with what follows
+  Buffer<__nv_bfloat16> unpacked_;  // of quantised weights, those that a product is about to use
   Buffer<__nv_bfloat16> normed_, q_, k_, v_, attended_, activated_;
+  Buffer<std::int8_t> kv_codes_;  // where the cache is in 8 bits: those of k_, then those of v_; and their scales
+  Buffer<float> kv_scales_;
+  Buffer<__nv_bfloat16> kv_expanded_;  // what a layer's attention sees of such a cache
   int prompt_rows_ = 0;
   std::vector<int> prompt_row_of_;  // index among the prompt rows of each row of the batch, or -1
   int prompt_sequences_ = 0;
   int longest_sequence_ = 0;
+  int longest_past_ = 0;  // positions before the rows of a sequence
 
   // Generated rows.
   Buffer<int> decode_inputs_;  // row counts, tokens, positions, rings, page table

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cuda.h>
-#include <cuda_bf16.h>
 
 #include <cstddef>
 #include <vector>
@@ -12,17 +11,23 @@
 
 namespace gemma::cuda {
 
-/// A model's weights in the GPU's memory, laid out as in the file: matrices row-major in bf16, norms in float32.
+/// A model's weights in the GPU's memory: matrices of bf16 row-major, as in the file, quantised ones packed
+/// (kernels/packed_weights.cuh), norms in float32.
 class DeviceWeights {
  public:
   /// Bytes of GPU memory that the weights of a model take.
   static std::size_t bytes(const Model& model);
 
-  /// Copies the weights: several threads fill pinned buffers, and the copy engine empties them meanwhile.
+  /// Bytes more that loading them takes at most, until the constructor ends.
+  static std::size_t staging_bytes(const Model& model);
+
+  /// Copies the weights: several threads fill pinned buffers, the copy engine empties them meanwhile, and quantised
+  /// matrices are packed as they arrive.
   /// @throws Error if the GPU has too little memory, or a copy fails.
   explicit DeviceWeights(const Model& model);
 
-  const __nv_bfloat16* embed() const { return embed_; }
+  WeightTypes types() const { return types_; }
+  const void* embed() const { return embed_; }  ///< [vocab, hidden]
   const StreamedMatrix& head() const { return head_; }
   const float* final_norm() const { return final_norm_; }
   const std::vector<DecodeLayer>& layers() const { return layers_; }
@@ -31,8 +36,9 @@ class DeviceWeights {
   void make_tensor_maps();
 
   Buffer<std::byte> memory_;
-  Buffer<CUtensorMap> tensor_maps_;  // empty before Hopper
-  const __nv_bfloat16* embed_ = nullptr;
+  Buffer<CUtensorMap> tensor_maps_;  // of matrices of bf16; empty before Hopper
+  WeightTypes types_;
+  const void* embed_ = nullptr;
   StreamedMatrix head_{};
   const float* final_norm_ = nullptr;
   std::vector<DecodeLayer> layers_;

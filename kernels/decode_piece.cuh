@@ -1,0 +1,273 @@
+#pragma once
+
+// The product of one piece of weights and the activations of up to 16 rows, by one warp on the tensor cores. Weights
+// are the 8-column operand of the tensor cores, rows of activations the rows of the 16-row one.
+//
+// A piece has up to 16 steps of 32 columns. Steps c and c + 8 make class c, and the classes' sums are added up as a
+// butterfly over lanes does it (sum_classes). Of weights in bf16, a class is one chain of accumulation for the even and
+// one for the odd 16 columns of both steps, added up. Of quantised weights, a step is a group: its codes' products have
+// two such chains of their own, the sum is scaled (GroupScales), and a class is the sum of both steps.
+//
+// With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
+// class's steps alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both give
+// the same bits.
+
+#include "decode_block.cuh"
+#include "packed_weights.cuh"
+
+namespace gemma {
+
+/// Where an element of a product's input lies so that a lane finds what it feeds to the tensor cores for 32 columns in
+/// one run of 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16, ... of the 32 for lane t of 4.
+__device__ inline int operand_order(int column) {
+  return (column & ~31) | (((column >> 1) & 3) << 3) | (((column >> 3) & 3) << 1) | (column & 1);
+}
+
+/// Distance of rows of a product's input in shared memory, such that two rows fall into different halves of the banks.
+__host__ __device__ inline int operand_pitch(int columns) { return columns + ((columns * 2) % 128 == 0 ? 32 : 0); }
+
+/// A product's input: rows of bf16 in operand order, in shared or in global memory.
+struct Operand {
+  __nv_bfloat16* rows;
+  int pitch;
+
+  /// Where an element is; columns 2i and 2i + 1 are neighbours.
+  __device__ __nv_bfloat16* at(int row, int column) const {
+    return rows + static_cast<std::size_t>(row) * pitch + operand_order(column);
+  }
+  /// What a lane feeds to the tensor cores for 32 columns.
+  __device__ uint4 read(int row, int column) const {
+    return *reinterpret_cast<const uint4*>(rows + row * pitch + column + lane_index() % 4 * 8);
+  }
+};
+
+/// What a lane gets of a piece's product, two neighbouring outputs of two rows.
+struct PieceSums {
+  float2 upper, lower;  // of rows lane / 4 and lane / 4 + 8; outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile
+};
+
+inline constexpr int kPieceSteps = kPieceColumns / 32;
+inline constexpr int kClasses = 8;
+
+/// Adds up what the eight step classes of a piece gave, in the order of a butterfly over lanes.
+__device__ inline float sum_classes(const float (&sums)[kClasses]) {
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+__device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* weights, int step) {
+  const int lane = lane_index();
+  load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
+}
+
+/// What one lane feeds to the tensor cores of the only row in a piece: the steps of class lane / 4.
+/// @tparam kSteps  how many
+template <int kSteps>
+struct OwnSteps {
+  uint4 steps[kSteps];
+  int columns;  // of the piece
+
+  __device__ void read(const Operand& operand, int column, int columns_in_piece) {
+    columns = columns_in_piece;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int step = lane_index() / 4 + kClasses * i;
+      steps[i] = step < columns / 32 ? operand.read(0, column + 32 * step) : make_uint4(0, 0, 0, 0);
+    }
+  }
+};
+
+/// The product of a piece in bf16 and the only row.
+/// @return its sums in `upper` of all lanes
+template <class Format>
+__device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int piece,
+                                           const OwnSteps<kPieceSteps / kClasses>& own) {
+  constexpr int kChains = 4;  // of classes that are accumulated side by side, only so as not to wait for each other
+  const int group = lane_index() / 4;
+  stream.wait_until_full(piece);
+  const __nv_bfloat16* weights = stream.stage(piece);
+  float even[kChains][4] = {}, odd[kChains][4] = {};
+#pragma unroll
+  for (int step = 0; step < kPieceSteps; ++step) {
+    if (step >= own.columns / 32) continue;
+    std::uint32_t b[4];
+    load_weights(b, weights, step);
+    const uint4 a = group == step % kClasses ? own.steps[step / kClasses] : make_uint4(0, 0, 0, 0);
+    multiply_accumulate(even[step % kChains], a.x, 0, a.y, 0, b[0], b[1]);
+    multiply_accumulate(odd[step % kChains], a.z, 0, a.w, 0, b[2], b[3]);
+  }
+  stream.release(piece);
+  // All but the chain of the lane's own class have given zeros.
+  const auto add_chains = [](const float(&chains)[kChains][4], int i) {
+    return (chains[0][i] + chains[1][i]) + (chains[2][i] + chains[3][i]);
+  };
+  float2 sums = {add_chains(even, 0) + add_chains(odd, 0), add_chains(even, 1) + add_chains(odd, 1)};
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    sums.x += __shfl_xor_sync(~0u, sums.x, offset);
+    sums.y += __shfl_xor_sync(~0u, sums.y, offset);
+  }
+  return {sums, {}};
+}
+
+/// The same for up to 16 rows.
+template <class Format>
+__device__ PieceSums multiply_piece_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+                                            int column, int columns) {
+  const int group = lane_index() / 4;
+  const int steps = columns / 32;
+  const auto read = [&](int row, int step) {
+    return row < rows && step < steps ? operand.read(row, column + 32 * step) : make_uint4(0, 0, 0, 0);
+  };
+  // What other blocks have written is asked for before the wait for the weights, all at once.
+  uint4 upper[kPieceSteps], lower[kPieceSteps];
+#pragma unroll
+  for (int step = 0; step < kPieceSteps; ++step) {
+    upper[step] = read(group, step);
+    lower[step] = read(group + 8, step);
+  }
+  stream.wait_until_full(piece);
+  const __nv_bfloat16* weights = stream.stage(piece);
+  float of_class[4][kClasses];
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+    float even[4] = {}, odd[4] = {};
+#pragma unroll
+    for (int step = c; step < kPieceSteps; step += kClasses) {
+      if (step >= steps) continue;
+      std::uint32_t b[4];
+      load_weights(b, weights, step);
+      multiply_accumulate(even, upper[step].x, lower[step].x, upper[step].y, lower[step].y, b[0], b[1]);
+      multiply_accumulate(odd, upper[step].z, lower[step].z, upper[step].w, lower[step].w, b[2], b[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) of_class[i][c] = even[i] + odd[i];
+  }
+  stream.release(piece);
+  return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
+}
+
+// --- the same of quantised weights: a piece of kUnits units ---
+//
+// What a stage has behind the units of its piece is no weights; sums of it are made, and left out.
+
+/// Half of the tensor cores' work of a step: two chains, of the first 16 columns and of the others.
+struct StepSums {
+  float even[4] = {}, odd[4] = {};
+
+  __device__ void add(const uint4& upper, const uint4& lower, const std::uint32_t (&b)[4]) {
+    multiply_accumulate(even, upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
+    multiply_accumulate(odd, upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
+  }
+  __device__ float sum(int i) const { return even[i] + odd[i]; }
+};
+
+/// The sums of a group's activations, where its weights have a minimum.
+template <WeightType kType>
+__device__ StepSums sum_inputs(const uint4& upper, const uint4& lower) {
+  StepSums sums;
+  constexpr std::uint32_t kOnes = 0x3f803f80;
+  if constexpr (kType == WeightType::kQ4) sums.add(upper, lower, {kOnes, kOnes, kOnes, kOnes});
+  return sums;
+}
+
+template <WeightType kType, int kUnits, class Format>
+__device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  constexpr int kLoads = kUnitSteps / kStepsInLoad;
+  const auto zeros = [] { return make_uint4(0, 0, 0, 0); };
+  const int group = lane_index() / 4;
+  float inputs[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(own.steps[u], zeros()).sum(0);
+
+  stream.wait_until_full(piece);
+  const std::byte* const units = stream.bytes(piece);
+  uint4 codes[kUnits][kLoads];
+  GroupScales<kType> scales[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const std::byte* const unit = units + u * unit_bytes(kType);
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) codes[u][load] = load_codes<kType>(unit, load);
+    scales[u] = load_scales<kType>(unit, group);
+  }
+  stream.release(piece);
+
+  StepSums of_unit[kUnits];
+#pragma unroll
+  for (int step = 0; step < kUnitSteps; ++step) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      std::uint32_t b[4];
+      unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
+      of_unit[u].add(group == step ? own.steps[u] : zeros(), zeros(), b);
+    }
+  }
+  float2 sums = {0, 0};
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    float2 term = scales[u].apply({of_unit[u].sum(0), of_unit[u].sum(1)}, inputs[u]);
+    if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
+    sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
+  }
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    sums.x += __shfl_xor_sync(~0u, sums.x, offset);
+    sums.y += __shfl_xor_sync(~0u, sums.y, offset);
+  }
+  return {sums, {}};
+}
+
+/// The same for up to 16 rows.
+template <WeightType kType, int kUnits, class Format>
+__device__ PieceSums multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+                                             int column, int columns) {
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  const int group = lane_index() / 4;
+  const int steps = columns / 32;
+  const auto read = [&](int row, int step) {
+    return row < rows && step < steps ? operand.read(row, column + 32 * step) : make_uint4(0, 0, 0, 0);
+  };
+  uint4 upper[kUnits][kUnitSteps], lower[kUnits][kUnitSteps];
+#pragma unroll
+  for (int step = 0; step < kUnits * kUnitSteps; ++step) {
+    upper[step / kUnitSteps][step % kUnitSteps] = read(group, step);
+    lower[step / kUnitSteps][step % kUnitSteps] = read(group + 8, step);
+  }
+  stream.wait_until_full(piece);
+  const std::byte* const units = stream.bytes(piece);
+  float of_class[4][kClasses];
+#pragma unroll
+  for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
+    uint4 codes[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) codes[u] = load_codes<kType>(units + u * unit_bytes(kType), load);
+#pragma unroll
+    for (int i = 0; i < kStepsInLoad; ++i) {
+      const int step = load * kStepsInLoad + i;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const uint4& a = upper[u][step];
+        const uint4& c = lower[u][step];
+        const StepSums inputs = sum_inputs<kType>(a, c);
+        std::uint32_t b[4];
+        unpack_step<kType>(b, codes[u], i);
+        StepSums sums;
+        sums.add(a, c, b);
+        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), step);
+        const float2 terms[2] = {scales.apply({sums.sum(0), sums.sum(1)}, inputs.sum(0)),
+                                 scales.apply({sums.sum(2), sums.sum(3)}, inputs.sum(2))};
+        const bool is_there = u == 0 || columns > u * kUnitColumns;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float term = j % 2 == 0 ? terms[j / 2].x : terms[j / 2].y;
+          of_class[j][step] = u == 0 ? term : of_class[j][step] + (is_there ? term : 0);
+        }
+      }
+    }
+  }
+  stream.release(piece);
+  return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
+}
+
+}  // namespace gemma
