@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
   const float4 gate = *reinterpret_cast<const float4*>(in);
   const float4 up = *reinterpret_cast<const float4*>(in + intermediate);
   *reinterpret_cast<uint2*>(out + row * pitch + column) = {pack_bf16(gelu(gate.x) * up.x, gelu(gate.y) * up.y),
-                                                                  pack_bf16(gelu(gate.z) * up.z, gelu(gate.w) * up.w)};
+                                                           pack_bf16(gelu(gate.z) * up.z, gelu(gate.w) * up.w)};
 }
 
 __global__ void __launch_bounds__(kThreads) soft_cap_kernel(float* logits, float cap, int vocab, std::size_t pitch) {

@@ -55,8 +55,14 @@ void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream) {
   if (!is_few) {
     launch_decode_many(model, rows, stream);
   } else {
-    with_format(model.layer_type,
-                [&](auto format) { launch_decode_few<decltype(format)::kLayers>(model, rows, stream); });
+    with_format(model.layer_type, [&](auto format) {
+      constexpr WeightType kLayers = decltype(format)::kLayers;
+      if (model.kv_type == KvType::kQ8) {
+        launch_decode_few<kLayers, KvType::kQ8>(model, rows, stream);
+      } else {
+        launch_decode_few<kLayers, KvType::kBf16>(model, rows, stream);
+      }
+    });
   }
 }
 

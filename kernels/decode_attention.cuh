@@ -58,6 +58,13 @@ __host__ __device__ constexpr int keys_in_stage(int dims) {
   return keys;
 }
 
+/// Stages that a stream must have: all parts of a block of keys are worked on at once, and a wait for a stage ends at
+/// once if the piece that is to lie there before has not arrived yet.
+template <KvType kKv, class Format>
+constexpr int stages_of_attention(int dims) {
+  return kPartsInBlock * kKeysInPart / keys_in_stage<kKv, Format>(dims);
+}
+
 // --- which keys a row sees ---
 
 struct KeyRange {

@@ -1,12 +1,12 @@
-// decode_kernel.cuh for layers in bf16.
+// decode_kernel.cuh for layers in bf16 and a cache in bf16.
 
 #include "decode_kernel.cuh"
 
 namespace gemma {
 
 template <>
-void launch_decode_few<WeightType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream) {
-  launch<WeightType::kBf16, WeightType::kBf16>(model, rows, stream);
+void launch_decode_few<WeightType::kBf16, KvType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream) {
+  launch<WeightType::kBf16, WeightType::kBf16, KvType::kBf16>(model, rows, stream);
 }
 
 }  // namespace gemma

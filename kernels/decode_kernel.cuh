@@ -271,6 +271,7 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   using Format = StreamFormat<kLayers>;
   const int fixed = fixed_bytes<Format>(model.hidden, rows);
   const int stages = stages_in<Format>(shared_memory_of_block() - fixed);
+  check_stages(stages, stages_of_attention<kKv, Format>(kLaneDims));
   launch_on_all_multiprocessors(decode_kernel<kRows, kLaneDims, kLayers, kHead, kKv, Clock>,
                                 fixed + stages * Format::kStageBytes, stream, model, stages);
 }
@@ -286,13 +287,13 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   }
 }
 
-/// launch_decode_few for weights of these types.
-template <WeightType kLayers, WeightType kHead>
+/// launch_decode_few for weights and a cache of these types.
+template <WeightType kLayers, WeightType kHead, KvType kKv>
 void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   if (rows == 1) {
-    launch<1, kLayers, kHead, KvType::kBf16>(model, rows, stream);
+    launch<1, kLayers, kHead, kKv>(model, rows, stream);
   } else {
-    launch<kFewRows, kLayers, kHead, KvType::kBf16>(model, rows, stream);
+    launch<kFewRows, kLayers, kHead, kKv>(model, rows, stream);
   }
 }
 

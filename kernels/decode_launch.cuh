@@ -6,10 +6,12 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <string>
 #include <type_traits>
 
 #include "cuda_error.h"
 #include "decode.cuh"
+#include "gemma/error.h"
 #include "stream.cuh"
 
 namespace gemma {
@@ -44,16 +46,29 @@ void launch_on_all_multiprocessors(void (*kernel)(Parameters...), int shared_byt
   check_cuda(cudaLaunchKernelEx(&config, kernel, parameters...));
 }
 
-/// launch_decode for up to kFewRows rows and layers of one type: decode_bf16.cu, decode_q8.cu, decode_q4.cu. The
-/// beginning of DecodeModel::exchange must be zero.
-template <WeightType kLayers>
+/// Refuses a GPU whose blocks have too little shared memory for a stream of `needed` stages.
+inline void check_stages(int stages, int needed) {
+  if (stages >= needed) return;
+  throw Error("this GPU's blocks have " + std::to_string(shared_memory_of_block() / 1024) +
+              " KB of shared memory, too little for attention with heads of this size; use --device cpu");
+}
+
+/// launch_decode for up to kFewRows rows, and layers and a cache of one type each: decode_bf16.cu, decode_bf16_kv_q8.cu
+/// and so on. The beginning of DecodeModel::exchange must be zero.
+template <WeightType kLayers, KvType kKv>
 void launch_decode_few(const DecodeModel& model, int rows, cudaStream_t stream);
 template <>
-void launch_decode_few<WeightType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream);
+void launch_decode_few<WeightType::kBf16, KvType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream);
 template <>
-void launch_decode_few<WeightType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream);
+void launch_decode_few<WeightType::kBf16, KvType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream);
 template <>
-void launch_decode_few<WeightType::kQ4>(const DecodeModel& model, int rows, cudaStream_t stream);
+void launch_decode_few<WeightType::kQ8, KvType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kQ8, KvType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kQ4, KvType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream);
+template <>
+void launch_decode_few<WeightType::kQ4, KvType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream);
 
 /// launch_decode for any number of rows: decode_many.cu. The counter of the grid barrier must be zero.
 void launch_decode_many(const DecodeModel& model, int rows, cudaStream_t stream);

@@ -8,10 +8,14 @@
 // each two of the eight step classes of half the rows; each multiplies every tile of the panel by what it holds. What
 // the classes give is added up through shared memory.
 //
+// Packed weights cost more to make an operand of than to multiply by, so there each warp has one step class of all
+// rows: every weight is unpacked once.
+//
 // The order of sums is that of decode_product.cuh, and so are the bits.
 
 #include "decode_block.cuh"
 #include "decode_product.cuh"
+#include "packed_weights.cuh"
 
 namespace gemma {
 
@@ -69,6 +73,7 @@ class TileDealer {
 
 /// The panels of a product whose sums over pieces are kept in shared memory: the block's own tiles, in groups of at
 /// most `tiles_in_group`, of each group all pieces of columns.
+template <int kColumns>  // of a piece
 class WholePanels {
  public:
   __device__ WholePanels(const MatrixShape& matrix, TileDealer& dealer, int tiles_in_group)
@@ -85,7 +90,7 @@ class WholePanels {
     const int begin = tiles_ * group_ / groups_;
     const int end = tiles_ * (group_ + 1) / groups_;
     panel = {column_, first_tile_ + begin * grid, grid, end - begin};
-    column_ += kPieceColumns;
+    column_ += kColumns;
     if (column_ >= columns_) {
       column_ = 0;
       ++group_;
@@ -99,13 +104,26 @@ class WholePanels {
   int group_ = 0, column_ = 0;
 };
 
-/// The producer's part: copies the panels' weights.
-template <class Format, class Panels>
+/// A producer's part: copies the panels' weights, of type kType.
+/// @param Panels  whose pieces have columns_in_piece<Format, kType>() columns
+template <WeightType kType, class Format, class Panels>
 __device__ void stream_panels(Producer<Format>& producer, const MatrixShape& shape, const MatrixSource& source,
                               Panels panels) {
   for (Panel panel; panels.next(panel);) {
-    for (int i = 0; i < panel.tiles; ++i)
-      producer.copy_weights(shape, source, panel.first_tile + i * panel.tile_step, panel.column);
+    if constexpr (kType == WeightType::kBf16) {
+      for (int i = 0; i < panel.tiles; ++i)
+        producer.copy_weights(shape, source, panel.first_tile + i * panel.tile_step, panel.column);
+    } else {
+      const int units = units_in_tile(shape.columns);
+      const int first = panel.column / kUnitColumns;
+      const int bytes = min(columns_in_piece<Format, kType>() / kUnitColumns, units - first) * unit_bytes(kType);
+      const auto* const weights = static_cast<const std::byte*>(source.weights);
+      for (int i = producer.others(); i < panel.tiles; i += Format::kProducers) {
+        const std::size_t tile = static_cast<std::size_t>(panel.first_tile + i * panel.tile_step);
+        producer.copy_own(weights + (tile * units + first) * unit_bytes(kType), bytes);
+      }
+      producer.pass(panel.tiles);
+    }
   }
 }
 
@@ -128,14 +146,17 @@ struct FragmentOperand {
   }
 };
 
-/// What one warp holds of the activations while a panel's weights stream past it: of up to half the rows, in tiles of
-/// 16, the columns of two step classes.
+__device__ inline float2 sum_of(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
+
+/// What one warp holds of the activations while a panel's weights in bf16 stream past it: of up to half the rows, in
+/// tiles of 16, the columns of two step classes.
 template <int kRows>
 class HeldOperand {
  public:
   static constexpr int kRowTiles = kRows / 32;
   static_assert(kRowTiles * 2 * kRowsInFragment == kRows);
   static constexpr bool kFitsTwice = kRowTiles == 1;  // into a thread's registers
+  static constexpr int kParts = 4;                    // sums of a tile, which are added up
 
   /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
@@ -158,7 +179,10 @@ class HeldOperand {
   __device__ static int first_row(int tile) { return kRowsInFragment * (warp_index() / kClassPairs + 2 * tile); }
   /// Which two of the classes this warp works on.
   __device__ static int class_pair() { return warp_index() % kClassPairs; }
-  static constexpr int kClassPairs = 4;
+  static constexpr int kClassPairs = kParts;
+
+  /// Makes ready what was fetched.
+  __device__ void prepare() {}
 
   /// Multiplies a tile's piece of weights. `sums` are laid out as the tensor cores leave them.
   __device__ void multiply(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
@@ -202,25 +226,191 @@ class HeldOperand {
   uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
 };
 
+/// The codes that a lane has of one step, as those of the first step that unpack_step() takes.
+template <WeightType kType>
+__device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
+  const int lane = lane_index();
+  const std::byte* from = unit + code_byte<kType>(lane / 4, kGroupColumns * step + 2 * (lane % 4));
+  if constexpr (kType == WeightType::kQ8) {
+    const uint2 codes = *reinterpret_cast<const uint2*>(from);
+    return {codes.x, codes.y, 0, 0};
+  } else {
+    return {*reinterpret_cast<const std::uint32_t*>(from), 0, 0, 0};
+  }
+}
+
+/// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
+/// the columns of one step class.
+template <WeightType kType, int kUnits, int kRows>
+class HeldClass {
+ public:
+  static constexpr int kRowTiles = kRows / kRowsInFragment;
+  static constexpr bool kFitsTwice = kRows <= 32;  // into a thread's registers
+  static constexpr int kParts = kClasses;
+
+  __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
+    steps_ = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      // What is read instead of rows and steps that do not exist is not used.
+      const int row_tile = kRowsInFragment * tile < rows ? tile : 0;
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const int first = column + (has_step(i) ? kGroupColumns * step(i) : 0);
+        const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
+        even_[tile][i] = __ldcg(fragments + lane_index());
+        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+      }
+    }
+  }
+
+  /// Makes ready what was fetched: of q4, the sums of each step.
+  __device__ void prepare() {
+    if constexpr (kType == WeightType::kQ4) {
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          constexpr std::uint32_t kOnes[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+          float sums[4];
+          multiply_step(sums, tile, i, kOnes);
+          inputs_[tile][i] = {sums[0], sums[2]};
+        }
+      }
+    }
+  }
+
+  /// Multiplies a round's tiles, whose pieces come next in the stream, and leaves this warp's part of their sums.
+  /// @param scratch  [kTilesAtOnce, kParts, kRows * kPieceRows / 2]
+  template <class Format>
+  __device__ void multiply_tiles(const Stream<Format>& stream, RingPlace& place, int tiles, float2* scratch) const {
+    const std::byte* pieces[kTilesAtOnce];
+#pragma unroll
+    for (int j = 0; j < kTilesAtOnce; ++j) {
+      if (j >= tiles) continue;
+      barrier_wait(&stream.full[place.stage], place.parity);
+      pieces[j] = reinterpret_cast<const std::byte*>(stream.memory(place.stage));
+      place.advance(stream.stages);
+    }
+    if (tiles == kTilesAtOnce && steps_ == kUnits * kUnitSteps) {
+      multiply_pieces<kTilesAtOnce, true>(pieces, scratch);
+    } else {
+#pragma unroll 1
+      for (int j = 0; j < tiles; ++j) {
+        const std::byte* const piece[1] = {j == 0 ? pieces[0] : pieces[kTilesAtOnce - 1]};
+        multiply_pieces<1, false>(piece, scratch + j * kTilePairs);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPairs = kRows * kPieceRows / 2;
+  static constexpr int kTilePairs = kParts * kPairs;
+  static_assert(kTilesAtOnce <= 2);
+
+  __device__ static int step(int unit) { return warp_index() + kUnitSteps * unit; }
+  __device__ bool has_step(int unit) const { return step(unit) < steps_; }
+
+  /// Code sums of one step for a row tile.
+  __device__ void multiply_step(float (&sums)[4], int tile, int unit, const std::uint32_t (&b)[4]) const {
+    float even[4] = {}, odd[4] = {};
+    const uint4& a = even_[tile][unit];
+    multiply_accumulate(even, a.x, a.y, a.z, a.w, b[0], b[1]);
+    const uint4& c = odd_[tile][unit];
+    multiply_accumulate(odd, c.x, c.y, c.z, c.w, b[2], b[3]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] = even[i] + odd[i];
+  }
+
+  /// @param kAreFull  whether the pieces have all steps
+  template <int kTiles, bool kAreFull>
+  __device__ void multiply_pieces(const std::byte* const (&pieces)[kTiles], float2* scratch) const {
+    // All loads come before the first sums are stored.
+    uint4 codes[kTiles][kUnits];
+    GroupScales<kType> scales[kTiles][kUnits];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        if (!kAreFull && !has_step(i)) continue;
+        const std::byte* const unit = pieces[j] + i * unit_bytes(kType);
+        codes[j][i] = load_codes_of_step<kType>(unit, warp_index());
+        scales[j][i] = load_scales<kType>(unit, warp_index());
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      float2 upper[kRowTiles] = {}, lower[kRowTiles] = {};  // of rows g and g + 8
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        if (!kAreFull && !has_step(i)) continue;
+        std::uint32_t b[4];
+        unpack_step<kType>(b, codes[j][i], 0);
+#pragma unroll
+        for (int tile = 0; tile < kRowTiles; ++tile) {
+          float sums[4];
+          multiply_step(sums, tile, i, b);
+          const float2 of_upper = scales[j][i].apply({sums[0], sums[1]}, inputs_[tile][i].x);
+          const float2 of_lower = scales[j][i].apply({sums[2], sums[3]}, inputs_[tile][i].y);
+          upper[tile] = i == 0 ? of_upper : sum_of(upper[tile], of_upper);
+          lower[tile] = i == 0 ? of_lower : sum_of(lower[tile], of_lower);
+        }
+      }
+      float2* const to = scratch + j * kTilePairs + warp_index() * kPairs + lane_index();
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        to[4 * kRowsInFragment * tile] = upper[tile];
+        to[4 * (kRowsInFragment * tile + 8)] = lower[tile];
+      }
+    }
+  }
+
+  int steps_;
+  uint4 even_[kRowTiles][kUnits], odd_[kRowTiles][kUnits];  // the first 16 columns of a step, and the others
+  float2 inputs_[kRowTiles][kUnits];                        // of q4: the sum of a step, of rows g and g + 8
+};
+
+/// What a warp holds of a panel of weights of type kType.
+template <WeightType kType, int kColumns, int kRows>
+struct HeldFor {
+  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows>;
+};
+template <int kColumns, int kRows>
+struct HeldFor<WeightType::kBf16, kColumns, kRows> {
+  using Type = HeldOperand<kRows>;
+};
+
 /// Where the consumers are in the stream and in the scratch memory.
 struct Progress {
   int next_piece = 0;
-  int turn = 0;  // which half of the scratch memory is written next
+  int turn = 0;                   // which half of the scratch memory is written next
+  bool has_whole_scratch = true;  // or only half of it
 };
 
-/// Bytes of scratch memory that multiply_panel needs.
-constexpr int panel_scratch_bytes(int rows) {
-  return 2 * kTilesAtOnce * HeldOperand<32>::kClassPairs * rows * kPieceRows * 4;
+/// Bytes of half of the scratch memory that multiply_panels needs.
+__host__ __device__ constexpr int panel_scratch_bytes(WeightType type, int rows) {
+  const int parts = type == WeightType::kBf16 ? HeldOperand<32>::kParts : kClasses;
+  return kTilesAtOnce * parts * rows * kPieceRows * 4;
+}
+
+/// Adds up sums, neighbours first.
+template <int kCount>
+__device__ float add_up(const float2* sums, float float2::*element) {
+  if constexpr (kCount == 1) {
+    return sums->*element;
+  } else {
+    return add_up<kCount / 2>(sums, element) + add_up<kCount / 2>(sums + kCount / 2, element);
+  }
 }
 
 /// All consumers: multiplies panels. Calls done(panel, tile of the panel, index, sum) with the sum over the panel's
 /// columns of row index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: in panels of as many tiles
 /// always in the same thread, by whole warps, and for rows that do not exist, too.
-template <int kRows, class Format, class Panels, class Done>
+template <class Held, int kRows, class Format, class Panels, class Done>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
                                 Progress& progress, const Done& done) {
-  using Held = HeldOperand<kRows>;
   constexpr int kPairs = kRows * kPieceRows / 2;
+  const bool has_whole_scratch = Format::kLayers == WeightType::kBf16 || progress.has_whole_scratch;
   const int lane = lane_index();
   const Stream<Format>& stream = shared.stream;
   Panel panel;
@@ -235,29 +425,37 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
     Held next_held = held;
     // Where registers suffice, the next panel's activations are on their way while this one's are multiplied.
     if (Held::kFitsTwice && has_next) next_held.fetch(operand, rows, next.column);
+    held.prepare();
     progress.next_piece += panel.tiles;
 
     for (int first = 0; first < panel.tiles; first += kTilesAtOnce) {
       const int tiles = min(kTilesAtOnce, panel.tiles - first);
       // What is added up behind the barrier is only overwritten behind the next one.
       float2* const scratch = reinterpret_cast<float2*>(shared.scratch) +
-                              static_cast<std::size_t>(progress.turn) * kTilesAtOnce * Held::kClassPairs * kPairs;
-      progress.turn ^= 1;
+                              static_cast<std::size_t>(progress.turn) * kTilesAtOnce * Held::kParts * kPairs;
+      if (has_whole_scratch) progress.turn ^= 1;
       int own_stage = place.stage + warp_index();  // which this warp lets go
       if (own_stage >= stream.stages) own_stage -= stream.stages;
+      if constexpr (Format::kLayers == WeightType::kBf16) {
 #pragma unroll
-      for (int j = 0; j < kTilesAtOnce; ++j) {
-        if (j >= tiles) continue;
-        barrier_wait(&stream.full[place.stage], place.parity);
-        float sums[Held::kRowTiles][4];
-        held.multiply(stream.memory(place.stage), sums);
-        place.advance(stream.stages);
-        float2* const to = scratch + (j * Held::kClassPairs + Held::class_pair()) * kPairs + lane;
+        for (int j = 0; j < kTilesAtOnce; ++j) {
+          if (j >= tiles) continue;
+          barrier_wait(&stream.full[place.stage], place.parity);
+          float sums[Held::kRowTiles][4];
+          held.multiply(stream.memory(place.stage), sums);
+          place.advance(stream.stages);
+          float2* const to = scratch + (j * Held::kClassPairs + Held::class_pair()) * kPairs + lane;
 #pragma unroll
-        for (int tile = 0; tile < Held::kRowTiles; ++tile) {
-          to[4 * Held::first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
-          to[4 * (Held::first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
+          for (int tile = 0; tile < Held::kRowTiles; ++tile) {
+            to[4 * Held::first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
+            to[4 * (Held::first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
+          }
         }
+      } else {
+        held.multiply_tiles(stream, place, tiles, scratch);
+        // Else they are at least on their way while the last sums are added up.
+        const bool is_last = first + kTilesAtOnce >= panel.tiles;
+        if (!Held::kFitsTwice && is_last && has_next) held.fetch(operand, rows, next.column);
       }
       consumer_barrier();
       if (lane == 0 && warp_index() < tiles) barrier_arrive(&stream.empty[own_stage]);
@@ -266,17 +464,18 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
         const int i = static_cast<int>(threadIdx.x) + k * kConsumers;
         const int j = i / kPairs;
         if (j >= tiles) continue;
-        const float2* of_class = scratch + j * Held::kClassPairs * kPairs + i % kPairs;
-        float2 sum[Held::kClassPairs];
+        const float2* part = scratch + j * Held::kParts * kPairs + i % kPairs;
+        float2 sums[Held::kParts];
 #pragma unroll
-        for (int c = 0; c < Held::kClassPairs; ++c) sum[c] = of_class[c * kPairs];
+        for (int c = 0; c < Held::kParts; ++c) sums[c] = part[c * kPairs];
         done(panel, first + j, i % kPairs,
-             make_float2((sum[0].x + sum[1].x) + (sum[2].x + sum[3].x), (sum[0].y + sum[1].y) + (sum[2].y + sum[3].y)));
+             make_float2(add_up<Held::kParts>(sums, &float2::x), add_up<Held::kParts>(sums, &float2::y)));
       }
+      if (!has_whole_scratch) consumer_barrier();
     }
     if (Held::kFitsTwice) {
       held = next_held;
-    } else if (has_next) {
+    } else if (has_next && Format::kLayers == WeightType::kBf16) {
       held.fetch(operand, rows, next.column);
     }
     panel = next;
@@ -335,7 +534,8 @@ template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, Progress& progress, const SplitProduct& out) {
   const int outputs = matrix.outputs;
-  multiply_panels<kRows>(
+  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows>::Type;
+  multiply_panels<Held, kRows>(
       shared, operand, rows, SplitPanels(matrix), progress, [&](const Panel& panel, int tile, int index, float2 sum) {
         const int row = index / 4;
         const int output = (panel.first_tile + tile) * kPieceRows + 2 * (index % 4);
@@ -353,7 +553,7 @@ struct Totals {
 
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both.
-template <int kRows, class Format, class Epilogue>
+template <int kRows, WeightType kType, class Format, class Epilogue>
 __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
                                const Epilogue& epilogue) {
@@ -361,28 +561,30 @@ __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& 
   const bool is_gate_up = matrix.is_gate_up;
   const int rows_in_tile = matrix.rows_in_tile();
   const int outputs = is_gate_up ? matrix.outputs / 2 : matrix.outputs;
-  multiply_panels<kRows>(shared, operand, rows, WholePanels(matrix, dealer, totals.tiles), progress,
-                         [&](const Panel& panel, int tile, int index, float2 sum) {
-                           float2* const total = totals.sums + tile * kPairs + index;
-                           float2 values = panel.column == 0 ? make_float2(0, 0) : *total;
-                           values.x += sum.x;
-                           values.y += sum.y;
-                           if (panel.column + kPieceColumns < operand.columns) {
-                             *total = values;
-                             return;
-                           }
-                           int output = 2 * (index % 4);
-                           if (is_gate_up) {
-                             // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of up:
-                             // they exchange one.
-                             const bool has_gate = index % 4 < 2;
-                             const float other = __shfl_xor_sync(~0u, has_gate ? values.y : values.x, 2);
-                             values = has_gate ? make_float2(values.x, other) : make_float2(other, values.y);
-                             output = has_gate ? output : output - 3;
-                           }
-                           output += (panel.first_tile + tile * panel.tile_step) * rows_in_tile;
-                           if (index / 4 < rows && output < outputs) epilogue(index / 4, output, values);
-                         });
+  constexpr int kColumns = columns_in_piece<Format, kType>();
+  using Held = typename HeldFor<kType, kColumns, kRows>::Type;
+  multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), progress,
+                               [&](const Panel& panel, int tile, int index, float2 sum) {
+                                 float2* const total = totals.sums + tile * kPairs + index;
+                                 float2 values = panel.column == 0 ? make_float2(0, 0) : *total;
+                                 values.x += sum.x;
+                                 values.y += sum.y;
+                                 if (panel.column + kColumns < operand.columns) {
+                                   *total = values;
+                                   return;
+                                 }
+                                 int output = 2 * (index % 4);
+                                 if (is_gate_up) {
+                                   // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of
+                                   // up: they exchange one.
+                                   const bool has_gate = index % 4 < 2;
+                                   const float other = __shfl_xor_sync(~0u, has_gate ? values.y : values.x, 2);
+                                   values = has_gate ? make_float2(values.x, other) : make_float2(other, values.y);
+                                   output = has_gate ? output : output - 3;
+                                 }
+                                 output += (panel.first_tile + tile * panel.tile_step) * rows_in_tile;
+                                 if (index / 4 < rows && output < outputs) epilogue(index / 4, output, values);
+                               });
 }
 
 }  // namespace gemma

@@ -1,12 +1,12 @@
-// decode_kernel.cuh for layers in q8.
+// decode_kernel.cuh for layers in q8 and a cache in bf16.
 
 #include "decode_kernel.cuh"
 
 namespace gemma {
 
 template <>
-void launch_decode_few<WeightType::kQ8>(const DecodeModel& model, int rows, cudaStream_t stream) {
-  launch<WeightType::kQ8, WeightType::kQ8>(model, rows, stream);
+void launch_decode_few<WeightType::kQ8, KvType::kBf16>(const DecodeModel& model, int rows, cudaStream_t stream) {
+  launch<WeightType::kQ8, WeightType::kQ8, KvType::kBf16>(model, rows, stream);
 }
 
 }  // namespace gemma

@@ -1,7 +1,7 @@
 // x = E[token] * scale.
 //
-// Bytes: rows * hidden * (2 + 4); of a quantised embedding rows * hidden * (1.06 or 0.58 + 4), read in pieces of 16 bytes
-// that belong to one row.
+// Bytes: rows * hidden * (2 + 4); of a quantised embedding rows * hidden * (1.06 or 0.58 + 4), read in pieces of 16
+// bytes that belong to one row.
 
 #include "embed.cuh"
 #include "launch.cuh"

@@ -4,8 +4,8 @@
 // Bytes: the matrix once, read and written. It arrives over PCIe, which is slower than this by an order of magnitude,
 // so codes are fetched one by one, wherever they lie.
 
-#include "pack_weights.cuh"
 #include "cuda_error.h"
+#include "pack_weights.cuh"
 #include "packed_weights.cuh"
 
 namespace gemma {
@@ -47,8 +47,7 @@ __global__ void __launch_bounds__(kThreads<kType>) pack_kernel(Matrix matrix, Ma
     const int output = output_of(shape, tile, lane / 4);
     std::uint32_t words[4] = {};
     for (int i = 0; i < 128 / kBits<kType>; ++i) {
-      const int column =
-          first_column + (first_step + i / 8) * kGroupColumns + column_in_step<kType>(lane % 4, i % 8);
+      const int column = first_column + (first_step + i / 8) * kGroupColumns + column_in_step<kType>(lane % 4, i % 8);
       if (output < shape.outputs && column < shape.columns)
         words[i * kBits<kType> / 32] |= code_at<kType>(matrix, output, column) << (i * kBits<kType> % 32);
     }

@@ -22,6 +22,10 @@ inline constexpr int kDecodeThreads = kConsumers + 128;  // the producers' warpg
 /// kPiecesInFlight is the number of copies that may be under way at once, where there are stages for them. More make
 /// every other access to memory wait behind them (measured, in bf16): some 32 KB. One thread sees to a piece in no less
 /// than 100 to 150 ns; what is streamed in smaller pieces has several producers, which take the pieces in turn.
+///
+/// A warp that waits for a piece must know that the piece before it in the same stage has arrived: a barrier tells one
+/// turn of a stage from the next, not from the one after that. It has consumed the piece kConsumerWarps before, and of
+/// the same producer no more than those in flight arrive later than a younger one. Hence kMinStages.
 template <WeightType kType>
 struct StreamFormat;
 
@@ -30,9 +34,9 @@ struct StreamFormat<WeightType::kBf16> {
   static constexpr WeightType kLayers = WeightType::kBf16;
   static constexpr int kPieceBytes = kPieceRows * kPieceColumns * 2;  ///< of a whole piece of the layers' weights
   static constexpr int kStageBytes = kPieceBytes;
-  static constexpr int kMinStages = 3;
-  static constexpr int kMaxStages = 32;
   static constexpr int kProducers = 1;
+  static constexpr int kMinStages = kConsumerWarps;
+  static constexpr int kMaxStages = 32;
   static constexpr int kPiecesInFlight = 4;
 };
 
@@ -41,9 +45,9 @@ struct StreamFormat<WeightType::kQ8> {
   static constexpr WeightType kLayers = WeightType::kQ8;
   static constexpr int kPieceBytes = kPieceColumns / kUnitColumns * unit_bytes(WeightType::kQ8);
   static constexpr int kStageBytes = kPieceBytes;
-  static constexpr int kMinStages = 6;
-  static constexpr int kMaxStages = 52;
   static constexpr int kProducers = 2;
+  static constexpr int kMinStages = kConsumerWarps + kProducers;
+  static constexpr int kMaxStages = 52;
   static constexpr int kPiecesInFlight = 8;
 };
 
@@ -52,9 +56,9 @@ struct StreamFormat<WeightType::kQ4> {
   static constexpr WeightType kLayers = WeightType::kQ4;
   static constexpr int kPieceBytes = kPieceColumns / kUnitColumns * unit_bytes(WeightType::kQ4);
   static constexpr int kStageBytes = (kPieceBytes + 127) / 128 * 128;
-  static constexpr int kMinStages = 12;
-  static constexpr int kMaxStages = 88;
   static constexpr int kProducers = 4;
+  static constexpr int kMinStages = kConsumerWarps + kProducers;
+  static constexpr int kMaxStages = 88;
   static constexpr int kPiecesInFlight = 16;
 };
 
@@ -134,7 +138,7 @@ class Producer {
   /// @param index  which of the producers
   __device__ explicit Producer(const Stream<Format>& stream, int index = 0)
       : stream_(stream),
-        in_flight_(min(Format::kPiecesInFlight, stream.stages - Format::kProducers) / Format::kProducers),
+        in_flight_(max(min(Format::kPiecesInFlight, stream.stages - kConsumerWarps) / Format::kProducers, 1)),
         others_(index) {
     next_.stage = oldest_.stage = index;
 #if __CUDA_ARCH__ >= 900

@@ -131,10 +131,10 @@ struct Callbacks {
 
 /// What `inspect` and `--stats` show about the loaded model and the memory it takes.
 struct EngineInfo {
-  std::string model;   ///< path, or "the built-in demo model"
-  std::string device;  ///< "CPU, AVX-512, 2 threads"
+  std::string model;         ///< path, or "the built-in demo model"
+  std::string device;        ///< "CPU, AVX-512, 2 threads"
   std::string why_not_cuda;  ///< why "auto" took the CPU though there is a GPU; else empty
-  int context = 0;     ///< positions that a sequence may have
+  int context = 0;           ///< positions that a sequence may have
   int window = 0;
   int sequences = 1;           ///< requests that are worked on at once
   std::string device_kind;     ///< "cpu" or "cuda"

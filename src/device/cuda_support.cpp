@@ -18,8 +18,8 @@ std::string why_not_on_cuda(const Model& model, KvType cache) {
   if (types.embed != types.layers && !is_usual_q4) {
     const std::string layers(name_of(types.layers));
     return "its layers are in " + layers + " and its embedding in " + std::string(name_of(types.embed)) +
-           ", for which it has no kernels (gemma-convert --type " + layers + " without --embed-type makes a file that " +
-           "it can run)";
+           ", for which it has no kernels (gemma-convert --type " + layers +
+           " without --embed-type makes a file that " + "it can run)";
   }
   if (cache == KvType::kF32) return "it keeps its cache in bf16 or q8, not in f32 (leave out --kv-type)";
   return {};

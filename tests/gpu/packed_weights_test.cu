@@ -191,8 +191,8 @@ TEST_P(PackedWeights, LieWhereTheLayoutSaysWithZerosBeyondTheMatrix) {
   const Case& of = GetParam();
   const std::vector<std::byte> found = packed(matrix_, of, stream_).download();
   const std::vector<std::byte> expected =
-      (of.type == WeightType::kQ8 ? expected_units<WeightType::kQ8>
-                                  : expected_units<WeightType::kQ4>)(matrix_.host(), of.shape());
+      (of.type == WeightType::kQ8 ? expected_units<WeightType::kQ8> : expected_units<WeightType::kQ4>)(matrix_.host(),
+                                                                                                       of.shape());
   ASSERT_EQ(found.size(), expected.size());
   for (std::size_t i = 0; i < found.size(); ++i) {
     ASSERT_EQ(found[i], expected[i]) << "unit " << i / z(unit_bytes(of.type)) << ", byte "
@@ -200,8 +200,8 @@ TEST_P(PackedWeights, LieWhereTheLayoutSaysWithZerosBeyondTheMatrix) {
   }
 }
 
-/// One warp reads a unit as the decode kernels do. Of each step: codes [32 lanes][4 pairs][2], then scale and minimum of
-/// the outputs 2t and 2t + 1 [32 lanes][2][2].
+/// One warp reads a unit as the decode kernels do. Of each step: codes [32 lanes][4 pairs][2], then scale and minimum
+/// of the outputs 2t and 2t + 1 [32 lanes][2][2].
 template <WeightType kType>
 __global__ void lanes_kernel(const std::byte* units, float* codes, float* scales) {
   __shared__ __align__(16) std::byte unit[unit_bytes(kType)];
@@ -340,6 +340,23 @@ TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
         next_tile += slab.shape.tiles();
       }
       ASSERT_EQ(next_tile, matrix.tiles()) << matrix.outputs << " x " << matrix.columns << " in " << elements;
+    }
+  }
+}
+
+TEST(LoadedBytes, AreThoseOfTheFileForTheMatricesOfGemma2) {
+  for (const WeightType type : {WeightType::kQ8, WeightType::kQ4}) {
+    for (const auto& [rows, columns] : {std::pair{256000, 2304},
+                                        {18432, 2304},
+                                        {2304, 9216},
+                                        {4096, 2304},
+                                        {28672, 3584},
+                                        {3584, 14336},
+                                        {73728, 4608},
+                                        {4608, 36864},
+                                        {4608, 4096}}) {
+      const Matrix matrix{.type = type, .rows = rows, .columns = columns};
+      EXPECT_EQ(cuda::loaded_bytes(matrix), matrix.bytes()) << rows << " x " << columns;
     }
   }
 }

@@ -156,7 +156,8 @@ void measure_products(cudaStream_t stream) {
           in.get(), weights.get(), rows, shape.width(), shape.hidden, stream);
       plain("attention out", shape.hidden, shape.heads * shape.head_dim);
       compare(
-          std::string(shape.name) + " gate and up", GegluProduct{activated.get(), shape.intermediate, shape.intermediate},
+          std::string(shape.name) + " gate and up",
+          GegluProduct{activated.get(), shape.intermediate, shape.intermediate},
           [&] {
             library.multiply_geglu(activated.get(), in.get(), weights.get(), rows, shape.intermediate, shape.hidden,
                                    out.get(), stream);

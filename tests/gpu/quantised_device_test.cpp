@@ -132,7 +132,8 @@ TEST_P(QuantisedDevice, GivesTheSameBitsAloneAndAmongOthers) {
   constexpr int kPrompt = 45, kGenerated = 6;
   const Model model = random_model(config(608, 1120, 64), 57, /*cheap=*/false, types());
   std::vector<std::vector<int>> texts;
-  for (unsigned i = 0; i < 40; ++i) texts.push_back(random_tokens(kPrompt + kGenerated, model.config.vocab_size, 58 + i));
+  for (unsigned i = 0; i < 40; ++i)
+    texts.push_back(random_tokens(kPrompt + kGenerated, model.config.vocab_size, 58 + i));
   std::vector<Logits> alone;
   {
     Reader reader(gpu(cache()), model);
@@ -166,8 +167,9 @@ TEST(QuantisedDeviceMistakes, TypesWithoutKernelsAreRefusedWithWhatToDo) {
        {WeightTypes{WeightType::kQ8, WeightType::kBf16}, WeightTypes{WeightType::kQ8, WeightType::kQ4},
         WeightTypes{WeightType::kBf16, WeightType::kQ8}}) {
     const Model model = random_model(small_config(32), 59, /*cheap=*/false, types);
-    EXPECT_NE(error_text([&] { Reader reader(gpu(KvType::kBf16), model); })
-                  .find("gemma-convert --type " + std::string(name_of(types.layers)) + " without --embed-type"),
+    EXPECT_NE(error_text([&] {
+                Reader reader(gpu(KvType::kBf16), model);
+              }).find("gemma-convert --type " + std::string(name_of(types.layers)) + " without --embed-type"),
               std::string::npos);
   }
 }

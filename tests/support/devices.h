@@ -22,7 +22,7 @@ struct DeviceKind {
   int width_multiple = 1;
 };
 
-/// All kinds of device that this build has.
+/// All kinds of device that this build has: the CPU as it is by default first, and where there is a GPU, that last.
 const std::vector<DeviceKind>& device_kinds();
 
 void PrintTo(const DeviceKind& kind, std::ostream* out);

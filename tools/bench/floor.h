@@ -15,8 +15,8 @@ struct Cost {
 };
 
 /// One decoding step of `rows` sequences: all weights but the embedding once (a few rows of it are free), as they are
-/// stored, and the cache that the rows' queries see. Where rows are whole blocks of 256 columns, as those of Gemma 2 are,
-/// a GPU's packed weights have exactly the bytes of the file's.
+/// stored, and the cache that the rows' queries see. Where rows are whole blocks of 256 columns, as those of Gemma 2
+/// are, a GPU's packed weights have exactly the bytes of the file's.
 Cost decode_cost(const Model& model, int window, int context, int rows, KvType type);
 
 /// Bytes of such a step that one part of it reads: "qkv", "attend", "attention_out", "gate_up", "down", "mlp" (both) or

@@ -62,9 +62,7 @@ KvType parse_kv_type(const std::string& name) {
   return name == "f32" ? KvType::kF32 : name == "bf16" ? KvType::kBf16 : KvType::kQ8;
 }
 
-const char* kv_type_name(KvType type) {
-  return type == KvType::kF32 ? "f32" : type == KvType::kBf16 ? "bf16" : "q8";
-}
+const char* kv_type_name(KvType type) { return type == KvType::kF32 ? "f32" : type == KvType::kBf16 ? "bf16" : "q8"; }
 
 DeviceLimits measure_limits(const Options& options, bool is_gpu) {
   DeviceLimits limits = is_gpu ? measure_cuda_limits(0)
@@ -175,7 +173,8 @@ int save(const Options& options) {
 int run(const Options& options) {
   if (!options.save.empty()) return save(options);
   const bool is_gpu = options.device == "cuda" || (options.device == "auto" && has_cuda_device());
-  const BenchDevice bench{.is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk, .kv_type = options.kv_type};
+  const BenchDevice bench{
+      .is_gpu = is_gpu, .threads = options.threads, .chunk = options.chunk, .kv_type = options.kv_type};
   Report report;
   report.limits = measure_limits(options, is_gpu);
 

@@ -96,11 +96,11 @@ std::size_t unpacked_size(const Config& config, WeightTypes types) {
     return size(ceil_div(rows, kPieceRows) * kPieceRows) * size(columns);
   };
   const int widest = std::max({config.hidden_size, config.query_size(), config.intermediate_size});
-  const std::size_t largest = std::max({elements(config.vocab_size, config.hidden_size),
-                                        elements(2 * config.intermediate_size, config.hidden_size),
-                                        elements(config.hidden_size, widest)});
-  return std::max({elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2),
-                   least_slab(widest)});
+  const std::size_t largest =
+      std::max({elements(config.vocab_size, config.hidden_size),
+                elements(2 * config.intermediate_size, config.hidden_size), elements(config.hidden_size, widest)});
+  return std::max(
+      {elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2), least_slab(widest)});
 }
 
 Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& options, const Gemm& gemm) {
@@ -177,8 +177,8 @@ std::size_t check_memory(const Model& model, const CudaOptions& options, const G
   check_cuda(cudaMemGetInfo(&available, &total));
   if (needed > available) {
     throw OutOfMemory("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
-                      gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " +
-                      gigabytes(cache) + " for the cache of " + std::to_string(options.kv.rings) + " x " +
+                      gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " + gigabytes(cache) +
+                      " for the cache of " + std::to_string(options.kv.rings) + " x " +
                       std::to_string(options.kv.context) + " positions, " + gigabytes(work) +
                       " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
   }

@@ -82,8 +82,8 @@ class CudaDevice final : public Device {
   void launch_decodes(std::span<const int> wave_ends, cudaStream_t stream);
   const PromptSequence* prompt_sequence_table() const;
   LayerCache layer_cache(int layer) const;
-  // Calls use(weights, first, outputs) with a matrix in bf16: all at once where that is how it lies in memory, else slab
-  // by slab, each unpacked to where the last one was.
+  // Calls use(weights, first, outputs) with a matrix in bf16: all at once where that is how it lies in memory, else
+  // slab by slab, each unpacked to where the last one was.
   template <class Use>
   void with_bf16(const StreamedMatrix& matrix, WeightType type, const Use& use);
   void multiply(float* out, const __nv_bfloat16* in, const StreamedMatrix& matrix, WeightType type, int rows);

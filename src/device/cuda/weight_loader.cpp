@@ -137,8 +137,8 @@ void add_pieces(const Matrix& matrix, bool is_gate_up, std::size_t offset, std::
   if (matrix.type == WeightType::kBf16) {
     const std::span bytes(reinterpret_cast<const std::byte*>(matrix.data), static_cast<std::size_t>(matrix.bytes()));
     for (std::size_t done = 0; done < bytes.size(); done += kBlockBytes)
-      pieces.push_back({.bytes = bytes.subspan(done, std::min(kBlockBytes, bytes.size() - done)),
-                        .offset = offset + done});
+      pieces.push_back(
+          {.bytes = bytes.subspan(done, std::min(kBlockBytes, bytes.size() - done)), .offset = offset + done});
     return;
   }
   const int tiles = shape_of(matrix, is_gate_up).tiles();

@@ -13,7 +13,7 @@ struct WeightSlab {
   MatrixShape shape;
   int first_tile = 0;
 
-  int first_output() const { return first_tile * shape.rows_in_tile(); }  ///< of gate_up: of either half
+  int first_output() const { return first_tile * shape.rows_in_tile(); }                ///< of gate_up: of either half
   int outputs() const { return shape.is_gate_up ? shape.outputs / 2 : shape.outputs; }  ///< likewise
 };
 
@@ -36,7 +36,8 @@ inline std::vector<WeightSlab> cut_into_slabs(const MatrixShape& matrix, std::si
   const int parts = matrix.is_gate_up ? 2 : 1;
   std::vector<WeightSlab> slabs;
   for (int tile = 0; tile < tiles; tile += at_once) {
-    const int outputs = std::min(at_once * matrix.rows_in_tile(), matrix.outputs / parts - tile * matrix.rows_in_tile());
+    const int outputs =
+        std::min(at_once * matrix.rows_in_tile(), matrix.outputs / parts - tile * matrix.rows_in_tile());
     slabs.push_back({{parts * outputs, matrix.columns, matrix.is_gate_up}, tile});
   }
   return slabs;

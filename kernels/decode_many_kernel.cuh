@@ -1,0 +1,301 @@
+#pragma once
+
+// The whole decode step of Gemma 2 in one persistent kernel, for 17 to 64 rows (and for fewer where decode.cu's does
+// not fit): every weight is read once for all of them.
+//
+// The kernel is built as decode.cu's, from the same stream, attention and norms, and rows get the same bits. With so
+// many rows, activations take more than a block can hold or read again and again, so products go panel by panel
+// (decode_many_product.cuh). Those with few outputs (qkv, attention_out, down) are split over the blocks along their
+// columns as well, and leave a sum for each piece of columns; those with many (gate_up, head) are whole. A row is
+// normalised once, by one block. Seven grid barriers a layer.
+//
+// Bytes of a step: all weights once, the keys and values that the rows' queries see, and 4 bytes for each logit. Of 64
+// rows of 2B at context 512 that is 5.2 + 3.5 GB, of 9B 18.5 + 11.3 GB. Sums of pieces and activations, some 20 MB a
+// layer of 2B, stay in the L2 cache. NOTES.md has the share of an H100's bandwidth that is reached.
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cuda_error.h"
+#include "decode.cuh"
+#include "decode_attention.cuh"
+#include "decode_block.cuh"
+#include "decode_launch.cuh"
+#include "decode_many_product.cuh"
+#include "decode_norm.cuh"
+#include "decode_product.cuh"
+#include "decode_steps.cuh"
+#include "stream.cuh"
+
+namespace gemma {
+namespace many {
+
+template <WeightType kType>
+using TypeConstant = std::integral_constant<WeightType, kType>;
+
+/// Whether embedding and head have 8 bits where the layers have 4.
+template <WeightType kLayers>
+__device__ bool has_own_head_type(const DecodeModel& model) {
+  return kLayers == WeightType::kQ4 && model.head_type == WeightType::kQ8;
+}
+
+/// Calls use(TypeConstant<the type of embedding and head>).
+template <WeightType kLayers, class Use>
+__device__ void with_head_type(const DecodeModel& model, const Use& use) {
+  if constexpr (kLayers == WeightType::kQ4) {
+    if (has_own_head_type<kLayers>(model)) return use(TypeConstant<WeightType::kQ8>{});
+  }
+  use(TypeConstant<kLayers>{});
+}
+
+/// Whose sums over pieces of columns are left to be added up by their readers.
+__device__ inline constexpr bool is_split(Kind kind) { return kind != Kind::kGateUp && kind != Kind::kHead; }
+
+// --- attention's shares, of which all local layers have the same, and so have all global ones ---
+
+struct AttentionShares {
+  AttentionShare of_kind[2];  // of a global layer, of a local one
+
+  __device__ const AttentionShare& of(const CacheLayer& layer) const { return of_kind[layer.is_local]; }
+};
+
+template <class Format>
+__device__ AttentionShare share_attention(const DecodeModel& model, const Shared<Format>& shared,
+                                          const CacheLayer& layer, int rows) {
+  const auto blocks_of = [&](int row) {
+    return visible_keys(model, layer, shared.position[row]).blocks() * model.kv_heads;
+  };
+  long long total = 0;
+  for (int row = 0; row < rows; ++row) total += blocks_of(row);
+  // Shares begin behind one another at the blocks of the grid that come last in the products, too.
+  const int place = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
+  AttentionShare own{static_cast<int>(total * place / gridDim.x), static_cast<int>(total * (place + 1) / gridDim.x), 0,
+                     0};
+  while (own.row + 1 < rows && own.first_in_row + blocks_of(own.row) <= own.first)
+    own.first_in_row += blocks_of(own.row++);
+  return own;
+}
+
+// --- the producer: the same order of steps as the consumers', reduced to what they read ---
+
+template <KvType kKv, class Format>
+__device__ __forceinline__ void produce(const DecodeModel& model, const Shared<Format>& shared,
+                                        const AttentionShares& shares, int tiles_in_group, int index) {
+  constexpr WeightType kLayers = Format::kLayers;
+  Producer<Format> producer(shared.stream, index);
+  TileDealer dealer;
+  MatrixSource next = source_of(model, 0), after_next = source_of(model, 1);
+  CacheLayer cache = cache_of(model, 0);
+  const auto stream_whole = [&]<WeightType kType>(TypeConstant<kType>, const MatrixShape& shape,
+                                                  const MatrixSource& source) {
+    constexpr int kColumns = columns_in_piece<Format, kType>();
+    stream_panels<kType>(producer, shape, source, WholePanels<kColumns>(shape, dealer, tiles_in_group));
+  };
+  for (int product = 0; product <= 4 * model.layers; ++product) {
+    const MatrixSource source = next;
+    next = after_next;
+    after_next = source_of(model, product + 2);
+    producer.expect(next);
+    const Kind kind = kind_of(model, product);
+    if (kind == Kind::kAttentionOut) {
+      stream_keys_and_values<kKv>(model, shared, cache, producer, shares.of(cache));
+      cache = cache_of(model, product + 4);
+    }
+    const MatrixShape shape = shape_of(model, kind);
+    if (is_split(kind)) {
+      stream_panels<kLayers>(producer, shape, source, SplitPanels(shape));
+    } else if (kind == Kind::kHead && has_own_head_type<kLayers>(model)) {
+      stream_whole(TypeConstant<WeightType::kQ8>{}, shape, source);
+    } else {
+      stream_whole(TypeConstant<kLayers>{}, shape, source);
+    }
+  }
+}
+
+// --- the consumers ---
+
+template <int kRows, int kLaneDims, KvType kKv, class Format>
+__device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared,
+                                        const AttentionShares& shares, const Totals& totals, bool has_whole_scratch,
+                                        int rows) {
+  constexpr WeightType kLayers = Format::kLayers;
+  const int hidden = model.hidden;
+  const int query_size = model.heads * model.head_dim;
+  GridBarrier grid(model.exchange);
+  TileDealer dealer;
+  Progress progress{.has_whole_scratch = has_whole_scratch};
+  const FragmentOperand normalized{model.normalized, hidden};
+  const FragmentOperand attended{model.attended, query_size};
+  const FragmentOperand activated{model.activated, model.intermediate};
+  const auto split_product = [&](Kind kind, float* to) {
+    const MatrixShape shape = shape_of(model, kind);
+    return SplitProduct{to, shape.outputs, model.rows_held, shape.pieces_in_tile()};
+  };
+  const SplitProduct qkv = split_product(Kind::kQkv, model.qkv);
+  const SplitProduct attention_out = split_product(Kind::kAttentionOut, model.projected);
+  const SplitProduct down = split_product(Kind::kDown, model.projected);
+
+  // Each row is normalised by one block, always the same: its first row is asked for ahead of the wait for the grid.
+  const int first_row = static_cast<int>(blockIdx.x);
+  ResidualRow residual(hidden, first_row < rows);
+  const auto residual_at = [&](int row) { return model.residual[0] + static_cast<std::size_t>(row) * hidden; };
+  const auto embed = [&](int row) {
+    const int token = shared.token[row];
+    const float* next_norm = model.layer[0].attention_norm;
+    with_head_type<kLayers>(model, [&]<WeightType kType>(TypeConstant<kType>) {
+      if constexpr (kType == WeightType::kBf16) {
+        residual.embed(static_cast<const __nv_bfloat16*>(model.embed) + static_cast<std::size_t>(token) * hidden,
+                       model.embedding_scale, next_norm);
+      } else {
+        const std::size_t units = static_cast<std::size_t>(token / kPieceRows) * units_in_tile(hidden);
+        residual.template embed_packed<kType>(static_cast<const std::byte*>(model.embed) + units * unit_bytes(kType),
+                                              token % kPieceRows, model.embedding_scale, next_norm);
+      }
+    });
+  };
+  const auto normalize = [&](int row) {
+    residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
+    residual.store(residual_at(row));
+  };
+  const auto wait_for_grid = [&] {
+    grid.arrive();
+    grid.wait();
+  };
+  /// All that is between two products.
+  const auto add_and_normalize = [&](const SplitProduct& added, const float* added_norm, const float* next_norm) {
+    grid.arrive();
+    if (first_row < rows) residual.fetch(residual_at(first_row), added_norm, next_norm);
+    grid.wait();
+    for (int row = first_row; row < rows; row += static_cast<int>(gridDim.x)) {
+      if (row != first_row) residual.fetch(residual_at(row), added_norm, next_norm);
+      residual.add(shared, added.row(row), model.norm_eps);
+      normalize(row);
+    }
+    wait_for_grid();
+  };
+
+  for (int row = first_row; row < rows; row += static_cast<int>(gridDim.x)) {
+    embed(row);
+    normalize(row);
+    consumer_barrier();  // before the next row's sums take the place of this one's
+  }
+  wait_for_grid();
+  for (int i = 0; i < model.layers; ++i) {
+    const DecodeLayer& layer = model.layer[i];
+    const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
+    multiply_split<kRows>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
+    grid.arrive();
+    BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
+    grid.wait();
+    attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
+    wait_for_grid();
+    multiply_split<kRows>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
+    add_and_normalize(attention_out, layer.attention_post_norm, layer.mlp_norm);
+
+    multiply_whole<kRows, kLayers>(shared, shape_of(model, Kind::kGateUp), normalized, rows, totals, dealer, progress,
+                                   [&](int row, int output, float2 gate_up) {
+                                     *activated.at(row, output) = __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
+                                   });
+    wait_for_grid();
+    multiply_split<kRows>(shared, shape_of(model, Kind::kDown), activated, rows, progress, down);
+    add_and_normalize(down, layer.mlp_post_norm,
+                      i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
+  }
+  with_head_type<kLayers>(model, [&]<WeightType kType>(TypeConstant<kType>) {
+    multiply_whole<kRows, kType>(shared, shape_of(model, Kind::kHead), normalized, rows, totals, dealer, progress,
+                                 [&](int row, int output, float2 logits) {
+                                   float* out = model.logits + row * model.logits_pitch + output;
+                                   out[0] = soft_cap(logits.x, model.final_softcap);
+                                   if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
+                                 });
+  });
+}
+
+template <int kRows, WeightType kLayers>
+__host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(bool has_whole_scratch) {
+  const int scratch = panel_scratch_bytes(kLayers, kRows) * (has_whole_scratch ? 2 : 1);
+  return {scratch > kScratchBytes ? scratch : kScratchBytes, 0, kRows};
+}
+
+template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
+__global__ void __launch_bounds__(kDecodeThreads, 1)
+    decode_many_kernel(const __grid_constant__ DecodeModel model, int stages, int tiles_in_group,
+                       bool is_scratch_whole) {
+  extern __shared__ __align__(1024) char memory[];
+  using Format = StreamFormat<kLayers>;
+  const int rows = *model.row_count;
+  const bool has_whole_scratch = kLayers == WeightType::kBf16 || is_scratch_whole;
+  const BlockSizes<Format> sizes = block_sizes<kRows, kLayers>(has_whole_scratch);
+  const Shared<Format> shared = set_up_block(model, memory, stages, sizes, rows);
+  AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
+  const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
+  if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {
+    const bool is_local = threadIdx.x == 32;
+    shares.of_kind[is_local] = share_attention(model, shared, {is_local, 0}, rows);
+  }
+  __syncthreads();
+
+  if (threadIdx.x >= kConsumers) {
+    give_up_registers<40>();
+    if constexpr (Format::kProducers == 1) {
+      if (threadIdx.x < kConsumers + producer_threads()) produce<kKv>(model, shared, shares, tiles_in_group, 0);
+    } else {
+      const int index = producer_index<Format>();
+      if (index < Format::kProducers) produce<kKv>(model, shared, shares, tiles_in_group, index);
+    }
+  } else {
+    take_registers<232>();
+    consume<kRows, kLaneDims, kKv>(model, shared, shares, totals, has_whole_scratch, rows);
+  }
+}
+
+template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
+void launch_kernel(const DecodeModel& model, cudaStream_t stream) {
+  using Format = StreamFormat<kLayers>;
+  const int memory = shared_memory_of_block();
+  // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums.
+  constexpr int kTotalBytes = kRows * kPieceRows * 4;  // of a tile
+  const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
+  const int tiles_in_group =
+      std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), memory / 4 / kTotalBytes);
+  const auto fixed_bytes = [&](bool is_scratch_whole) {
+    return block_sizes<kRows, kLayers>(is_scratch_whole).fixed_bytes() + static_cast<int>(sizeof(AttentionShares)) +
+           tiles_in_group * kTotalBytes;
+  };
+  constexpr int kNeededStages = stages_of_attention<kKv, Format>(kLaneDims);
+  constexpr int kWantedStages = std::max(kNeededStages, 2 * Format::kMinStages);
+  // Where memory is short, halves of the scratch memory do not take turns: there is one, and a barrier more.
+  const bool is_scratch_whole =
+      kLayers == WeightType::kBf16 || stages_in<Format>(memory - fixed_bytes(true)) >= kWantedStages;
+  const int fixed = fixed_bytes(is_scratch_whole);
+  const int stages = stages_in<Format>(memory - fixed);
+  check_stages(stages, kNeededStages);
+  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims, kLayers, kKv>,
+                                fixed + stages * Format::kStageBytes, stream, model, stages, tiles_in_group,
+                                is_scratch_whole);
+}
+
+template <int kRows, WeightType kLayers, KvType kKv>
+void launch_rows(const DecodeModel& model, cudaStream_t stream) {
+  if (model.head_dim > 128) {
+    launch_kernel<kRows, 8, kLayers, kKv>(model, stream);
+  } else if (model.head_dim > 64) {
+    launch_kernel<kRows, 4, kLayers, kKv>(model, stream);
+  } else {
+    launch_kernel<kRows, 2, kLayers, kKv>(model, stream);
+  }
+}
+
+}  // namespace many
+
+/// launch_decode_many for weights and a cache of these types: decode_many_bf16.cu, decode_many_bf16_kv_q8.cu and so on.
+template <WeightType kLayers, KvType kKv>
+void launch_decode_many_of(const DecodeModel& model, int rows, cudaStream_t stream) {
+  if (rows <= 32) {
+    many::launch_rows<32, kLayers, kKv>(model, stream);
+  } else {
+    many::launch_rows<64, kLayers, kKv>(model, stream);
+  }
+}
+
+}  // namespace gemma
