@@ -170,9 +170,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   } else {
     const int token = has_row ? shared.token[own_row] : 0;
     const std::size_t tile_bytes = static_cast<std::size_t>(units_in_tile(hidden)) * unit_bytes(kHead);
-    residual.template embed_packed<kHead>(
-        static_cast<const std::byte*>(model.embed) + token / kPieceRows * tile_bytes, token % kPieceRows,
-        model.embedding_scale, model.layer[0].attention_norm);
+    residual.template embed_packed<kHead>(static_cast<const std::byte*>(model.embed) + token / kPieceRows * tile_bytes,
+                                          token % kPieceRows, model.embedding_scale, model.layer[0].attention_norm);
   }
   dealer.begin_layer();
   Slots slots = deal(Kind::kQkv);
