@@ -253,17 +253,21 @@ template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
 void launch_kernel(const DecodeModel& model, cudaStream_t stream) {
   using Format = StreamFormat<kLayers>;
   const int memory = shared_memory_of_block();
-  // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums.
   constexpr int kTotalBytes = kRows * kPieceRows * 4;  // of a tile
-  const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
-  const int tiles_in_group =
-      std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), memory / 4 / kTotalBytes);
-  const auto fixed_bytes = [&](bool is_scratch_whole) {
-    return block_sizes<kRows, kLayers>(is_scratch_whole).fixed_bytes() + static_cast<int>(sizeof(AttentionShares)) +
-           tiles_in_group * kTotalBytes;
-  };
   constexpr int kNeededStages = stages_of_attention<kKv, Format>(kLaneDims);
   constexpr int kWantedStages = std::max(kNeededStages, 2 * Format::kMinStages);
+  const auto bytes_beside_totals = [](bool is_scratch_whole) {
+    return block_sizes<kRows, kLayers>(is_scratch_whole).fixed_bytes() + static_cast<int>(sizeof(AttentionShares));
+  };
+  // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums, or what attention leaves.
+  const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
+  const int left = memory - bytes_beside_totals(false) - kNeededStages * Format::kStageBytes;
+  const int tiles_in_group = std::max(
+      std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), std::min(memory / 4, left) / kTotalBytes),
+      1);
+  const auto fixed_bytes = [&](bool is_scratch_whole) {
+    return bytes_beside_totals(is_scratch_whole) + tiles_in_group * kTotalBytes;
+  };
   // Where memory is short, halves of the scratch memory do not take turns: there is one, and a barrier more.
   const bool is_scratch_whole =
       kLayers == WeightType::kBf16 || stages_in<Format>(memory - fixed_bytes(true)) >= kWantedStages;

@@ -9,8 +9,8 @@
 // two such chains of their own, the sum is scaled (GroupScales), and a class is the sum of both steps.
 //
 // With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
-// class's steps alone, and gives zeros in the others. With more rows, each class has accumulators of its own. Both give
-// the same bits.
+// class's steps alone. In bf16 it gives zeros in the others; of quantised weights it leaves their sums out. With more
+// rows, each class has accumulators of its own. All give the same bits.
 
 #include "decode_block.cuh"
 #include "packed_weights.cuh"
@@ -174,11 +174,10 @@ template <WeightType kType, int kUnits, class Format>
 __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kLoads = kUnitSteps / kStepsInLoad;
-  const auto zeros = [] { return make_uint4(0, 0, 0, 0); };
   const int group = lane_index() / 4;
   float inputs[kUnits];
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(own.steps[u], zeros()).sum(0);
+  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(own.steps[u], own.steps[u]).sum(0);
 
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
@@ -193,20 +192,24 @@ __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int pi
   }
   stream.release(piece);
 
-  StepSums of_unit[kUnits];
+  float2 of_unit[kUnits] = {};
 #pragma unroll
   for (int step = 0; step < kUnitSteps; ++step) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       std::uint32_t b[4];
       unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
-      of_unit[u].add(group == step ? own.steps[u] : zeros(), zeros(), b);
+      // Only one row has the activations that this step's codes belong to. The lower rows repeat the upper ones: zeros
+      // would be written anew for each step.
+      StepSums step_sums;
+      step_sums.add(own.steps[u], own.steps[u], b);
+      if (step == 0 || group == step) of_unit[u] = {step_sums.sum(0), step_sums.sum(1)};
     }
   }
   float2 sums = {0, 0};
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
-    float2 term = scales[u].apply({of_unit[u].sum(0), of_unit[u].sum(1)}, inputs[u]);
+    float2 term = scales[u].apply(of_unit[u], inputs[u]);
     if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
     sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
   }

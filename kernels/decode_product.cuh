@@ -144,14 +144,16 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
   SlotCursor ahead(slots, slot);
   using Own = OwnSteps<kColumns / 32 / kClasses>;
-  Own own = {}, next = {};  // of the only row: of the warp's next two pieces
+  // Unpacking a piece takes longer than reading its activations.
+  constexpr bool kIsFarAhead = kType == WeightType::kBf16;
+  Own own = {}, next = {};  // of the only row: of the warp's next piece, or two
   const auto read_ahead = [&](Own& steps) {
     if (ahead.slot() < count) steps.read(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
     ahead.advance(slots, kConsumerWarps);
   };
   if (kRows == 1) {
     read_ahead(own);
-    read_ahead(next);
+    if (kIsFarAhead) read_ahead(next);
   }
 
   // Sums are made in rounds, in either half of the scratch memory in turn. What is handed on makes a round of its own
@@ -175,8 +177,12 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
       PieceSums sums;
       if constexpr (kRows == 1) {
         const Own current = own;
-        own = next;
-        read_ahead(next);
+        if (kIsFarAhead) {
+          own = next;
+          read_ahead(next);
+        } else {
+          read_ahead(own);
+        }
         if constexpr (kType == WeightType::kBf16) {
           sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
         } else {

@@ -26,6 +26,10 @@
 #include "decode.cuh"
 #include "model/model.h"
 
+#ifdef __CUDACC__
+#include "ptx.cuh"
+#endif
+
 namespace gemma {
 
 inline constexpr int kUnitColumns = 256;
@@ -153,12 +157,12 @@ __device__ inline std::uint32_t subtract_bf16(std::uint32_t a, std::uint32_t b) 
 
 /// Two codes in bytes 0 and 2, the rest ignored, as bf16: 128 + their low seven bits, less 128, or 256 if negative.
 __device__ inline std::uint32_t int8_to_bf16(std::uint32_t codes) {
-  return subtract_bf16((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0x43004300u);
+  return subtract_bf16(and_or(codes, 0x007f007fu, 0x43004300u), and_or(codes, 0x00800080u, 0x43004300u));
 }
 
 /// Two codes of 4 bits in the low ends of both halves, the rest ignored, as bf16.
 __device__ inline std::uint32_t uint4_to_bf16(std::uint32_t codes) {
-  return subtract_bf16((codes & 0x000f000fu) | 0x43004300u, 0x43004300u);
+  return subtract_bf16(and_or(codes, 0x000f000fu, 0x43004300u), 0x43004300u);
 }
 
 /// The tensor cores' operand of one step: b[0] and b[1] for its first 16 columns, b[2] and b[3] for the others.
@@ -207,10 +211,12 @@ __device__ inline GroupScales<kType> load_scales(const std::byte* unit, int step
     const auto* factors = reinterpret_cast<const __half2*>(unit + q4_factor_byte(2 * pair, false));
     const float2 d = __half22float2(factors[0]);
     const float2 m = __half22float2(factors[1]);
-    const uchar4 of_step = *reinterpret_cast<const uchar4*>(unit + q4_scale_byte(2 * pair, step, false));
-    // Products of 11 and 8 bits: exact.
-    return {{d.x * static_cast<float>(of_step.x), d.y * static_cast<float>(of_step.y)},
-            {m.x * static_cast<float>(of_step.z), m.y * static_cast<float>(of_step.w)}};
+    const std::uint32_t of_step = *reinterpret_cast<const std::uint32_t*>(unit + q4_scale_byte(2 * pair, step, false));
+    // 2^23 + a byte, less 2^23. Products of 11 and 8 bits: exact.
+    const auto byte_at = [&](unsigned i) {
+      return __uint_as_float(__byte_perm(of_step, 0x4b000000u, 0x7440u + i)) - 8388608.0f;
+    };
+    return {{d.x * byte_at(0), d.y * byte_at(1)}, {m.x * byte_at(2), m.y * byte_at(3)}};
   }
 }
 

@@ -219,6 +219,13 @@ __device__ inline void give_up_registers() {
 __device__ inline float low_half(std::uint32_t two) { return __uint_as_float(two << 16); }
 __device__ inline float high_half(std::uint32_t two) { return __uint_as_float(two & 0xffff0000u); }
 
+/// (bits & mask) | set, in one instruction: left to itself, the compiler makes two of it if both are constants.
+__device__ inline std::uint32_t and_or(std::uint32_t bits, std::uint32_t mask, std::uint32_t set) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(bits), "r"(mask), "r"(set));
+  return result;
+}
+
 __device__ inline std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const std::uint32_t&>(pair);

@@ -100,9 +100,9 @@ struct RingPlace {
 /// i % kProducers. It is consumed by warp i % kConsumerWarps, or by all warps together.
 template <class Format>
 struct Stream {
-  char* stage_memory;    // [stages, Format::kStageBytes]
-  std::uint64_t* full;   // [stages]: a piece has arrived
-  std::uint64_t* empty;  // [stages]: a piece has been consumed
+  char* stage_memory;       // [stages, Format::kStageBytes]
+  std::uint64_t* full;      // [stages]: a piece has arrived
+  std::uint64_t* empty;     // [stages]: a piece has been consumed
   int stages;               // a multiple of Format::kProducers: whoever fills a stage is always the same
   unsigned stages_inverse;  // of 2^32, rounded up
 
@@ -177,8 +177,8 @@ class Producer {
     for (int row = 0; row < kPieceRows; ++row) {
       const int output = shape.is_gate_up ? row / 4 * shape.outputs / 2 + tile * 4 + row % 4 : tile * kPieceRows + row;
       if (output >= shape.outputs) continue;
-      const __nv_bfloat16* from = static_cast<const __nv_bfloat16*>(source.weights) +
-                                  static_cast<std::size_t>(output) * shape.columns + column;
+      const __nv_bfloat16* from =
+          static_cast<const __nv_bfloat16*>(source.weights) + static_cast<std::size_t>(output) * shape.columns + column;
       for (int i = 8 * lane; i < min(kPieceColumns, shape.columns - column); i += 8 * 32)
         copy_async_16(stage() + swizzled(row, i), from + i);
     }

@@ -7,6 +7,7 @@
 #include <ostream>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "model/model_file.h"
@@ -20,6 +21,7 @@ namespace {
 // and then falls on the other side of a rounding boundary than the reference's in double precision, which moves that
 // one number by 2^-8, and with it the logits: on an H100 by up to 0.0126, and by 0.0035 in the root mean square. A
 // reference that does not round inputs differs by 1e-2 to 4e-2, and never by less than 3.9e-3 in the root mean square.
+// With quantised weights the kernel multiplies by codes and scales the sums of groups, which loses no more.
 constexpr double kLargest = 2e-2;
 constexpr double kTypical = 3.8e-3;
 
@@ -38,7 +40,7 @@ struct Shape {
 
 void PrintTo(const Shape& shape, std::ostream* out) { *out << shape.name; }
 
-Model model_of(const Shape& shape) {
+Model model_of(const Shape& shape, WeightTypes types) {
   Config config;
   config.hidden_size = shape.hidden;
   config.intermediate_size = shape.intermediate;
@@ -50,7 +52,7 @@ Model model_of(const Shape& shape) {
   config.context = 2048;
   config.query_pre_attn_scalar = shape.head_dim;
   config.layers = alternating_layers(shape.layers);
-  return random_model(config, 41);
+  return random_model(config, 41, /*cheap=*/false, types);
 }
 
 std::vector<std::vector<int>> texts_of(const Shape& shape) {
@@ -119,9 +121,9 @@ void expect_naive(const Model& model, std::span<const int> text, const Logits& l
 }
 
 /// Holds texts decoded together to the bits of each on its own, and these to the reference.
-void expect_right(const Shape& shape) {
+void expect_right(const Shape& shape, WeightTypes types = {}) {
   constexpr std::size_t kCompared = 4;  // texts, with the reference
-  const Model model = model_of(shape);
+  const Model model = model_of(shape, types);
   const std::vector<std::vector<int>> texts = texts_of(shape);
   const std::vector<Logits> alone = decode_alone(model, texts);
   const std::vector<Logits> together = decode_together(model, texts);
@@ -139,64 +141,90 @@ std::vector<int> lengths(int count, int shortest, int longest) {
   return texts;
 }
 
-class Decode : public ::testing::TestWithParam<Shape> {};
+using Parameters = std::tuple<Shape, WeightTypes>;
 
-TEST_P(Decode, MatchesNaiveArithmeticAtEveryPosition) { expect_right(GetParam()); }
+class Decode : public ::testing::TestWithParam<Parameters> {};
+
+TEST_P(Decode, MatchesNaiveArithmeticAtEveryPosition) {
+  expect_right(std::get<0>(GetParam()), std::get<1>(GetParam()));
+}
+
+/// Each pair of types has kernels of its own. With layers in q4, a head in q8 comes in pieces of half as many columns.
+const auto kEachTypes =
+    ::testing::Values(WeightTypes{}, WeightTypes{WeightType::kQ8, WeightType::kQ8},
+                      WeightTypes{WeightType::kQ4, WeightType::kQ8}, WeightTypes{WeightType::kQ4, WeightType::kQ4});
+
+std::string name_of_test(const ::testing::TestParamInfo<Parameters>& info) {
+  const auto& [shape, types] = info.param;
+  std::string name = shape.name + "_" + std::string(name_of(types.layers));
+  if (types.embed != types.layers) name += "_" + std::string(name_of(types.embed)) + "Head";
+  return name;
+}
 
 // Keys are worked on in blocks of 64 and by two heads at once. Texts are long enough that rings wrap.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Decode,
-    ::testing::Values(
-        Shape{.name = "OneSequence", .texts = {150}},
-        Shape{.name = "SequencesOfDifferentLengths", .texts = {71, 190, 5}},
-        Shape{.name = "HeadsOf32", .head_dim = 32, .kv_heads = 2, .texts = {80, 70, 33}},
-        Shape{.name = "HeadsOf48", .head_dim = 48, .kv_heads = 2, .texts = {80, 70, 33}},
-        Shape{.name = "HeadsOf80", .head_dim = 80, .kv_heads = 2, .texts = {80, 70, 33}},
-        Shape{.name = "HeadsOf128", .head_dim = 128, .kv_heads = 2, .texts = {80, 70, 33}},
-        Shape{.name = "HeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = {80, 70, 33}},
-        Shape{.name = "AKeyOfItsOwnForEveryHead", .kv_heads = 4, .heads_per_kv_head = 1, .texts = {80, 70, 33}},
-        Shape{.name = "FourHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 4, .texts = {80, 70, 33}},
-        Shape{.name = "ThreeHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 3, .texts = {80, 70, 33}},
-        Shape{.name = "WindowOf1", .window = 1, .texts = {140, 130, 66}},
-        Shape{.name = "WindowOf64", .window = 64, .texts = {200, 130, 66}},
-        Shape{.name = "WindowOf100", .window = 100, .texts = {330, 260, 99}},
-        // Only with more tiles than a GPU has multiprocessors are tiles divided between them.
-        Shape{.name = "TilesThatBlocksShare", .hidden = 1088, .intermediate = 1600, .texts = {4, 68}},
-        Shape{.name = "ColumnsOfMoreThanAPiece", .hidden = 608, .layers = 3, .texts = {20, 70}}),
-    [](const auto& param) { return param.param.name; });
+    ::testing::Combine(
+        ::testing::Values(
+            Shape{.name = "OneSequence", .texts = {150}},
+            Shape{.name = "SequencesOfDifferentLengths", .texts = {71, 190, 5}},
+            Shape{.name = "HeadsOf32", .head_dim = 32, .kv_heads = 2, .texts = {80, 70, 33}},
+            Shape{.name = "HeadsOf48", .head_dim = 48, .kv_heads = 2, .texts = {80, 70, 33}},
+            Shape{.name = "HeadsOf80", .head_dim = 80, .kv_heads = 2, .texts = {80, 70, 33}},
+            Shape{.name = "HeadsOf128", .head_dim = 128, .kv_heads = 2, .texts = {80, 70, 33}},
+            Shape{.name = "HeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = {80, 70, 33}},
+            Shape{.name = "AKeyOfItsOwnForEveryHead", .kv_heads = 4, .heads_per_kv_head = 1, .texts = {80, 70, 33}},
+            Shape{.name = "FourHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 4, .texts = {80, 70, 33}},
+            Shape{.name = "ThreeHeadsOnAKey", .kv_heads = 2, .heads_per_kv_head = 3, .texts = {80, 70, 33}},
+            Shape{.name = "WindowOf1", .window = 1, .texts = {140, 130, 66}},
+            Shape{.name = "WindowOf64", .window = 64, .texts = {200, 130, 66}},
+            Shape{.name = "WindowOf100", .window = 100, .texts = {330, 260, 99}},
+            // Only with more tiles than a GPU has multiprocessors are tiles divided between them.
+            Shape{.name = "TilesThatBlocksShare", .hidden = 1088, .intermediate = 1600, .texts = {4, 68}},
+            Shape{.name = "ColumnsOfMoreThanAPiece", .hidden = 608, .layers = 3, .texts = {20, 70}},
+            // Quantised weights come in units of 256 columns: one and a quarter, and four and a half pieces of two.
+            Shape{.name = "ColumnsOfAUnitAndABit", .hidden = 320, .intermediate = 288, .texts = {20, 70}},
+            Shape{.name = "ColumnsOfNineUnits", .hidden = 2304, .texts = {10, 70}}),
+        kEachTypes),
+    name_of_test);
 
 // Up to 16, 32 and 64 rows have kernels of their own; texts begin one after the other, so that a step has any number of
 // rows up to that of the texts.
 INSTANTIATE_TEST_SUITE_P(
     ManyRows, Decode,
-    ::testing::Values(
-        Shape{.name = "SixteenSequences", .texts = lengths(16, 10, 60)},
-        Shape{.name = "SeventeenSequences", .texts = lengths(17, 10, 60)},
-        Shape{.name = "ThirtyTwoSequences", .head_dim = 48, .kv_heads = 2, .texts = lengths(32, 10, 50)},
-        Shape{.name = "ThirtyThreeSequences", .heads_per_kv_head = 3, .hidden = 96, .texts = lengths(33, 10, 50)},
-        Shape{.name = "SixtyFourSequences", .texts = lengths(64, 3, 70)},
-        Shape{.name = "MoreSequencesThanALaunchTakes", .texts = lengths(67, 3, 40)},
-        Shape{.name = "ManyRowsOfHeadsOf32",
-              .head_dim = 32,
-              .kv_heads = 2,
-              .heads_per_kv_head = 4,
-              .texts = lengths(40, 3, 30)},
-        Shape{.name = "ManyRowsOfHeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = lengths(64, 3, 30)},
-        Shape{.name = "ManyRowsOfAKeyForEveryHead", .kv_heads = 4, .heads_per_kv_head = 1, .texts = lengths(50, 3, 30)},
-        Shape{.name = "ManyLongRows", .window = 100, .texts = lengths(24, 60, 300)},
-        // Two pieces of columns and nine, the last ones shorter; on each multiprocessor several tiles of gate_up and
-        // head.
-        Shape{.name = "ManyTilesForTwentyRows",
-              .hidden = 608,
-              .intermediate = 4256,
-              .vocab = 20001,
-              .texts = lengths(20, 2, 5)},
-        Shape{.name = "ManyTilesForFiftyRows",
-              .hidden = 608,
-              .intermediate = 4256,
-              .vocab = 20001,
-              .texts = lengths(50, 2, 5)}),
-    [](const auto& param) { return param.param.name; });
+    ::testing::Combine(
+        ::testing::Values(
+            Shape{.name = "SixteenSequences", .texts = lengths(16, 10, 60)},
+            Shape{.name = "SeventeenSequences", .texts = lengths(17, 10, 60)},
+            Shape{.name = "ThirtyTwoSequences", .head_dim = 48, .kv_heads = 2, .texts = lengths(32, 10, 50)},
+            Shape{.name = "ThirtyThreeSequences", .heads_per_kv_head = 3, .hidden = 96, .texts = lengths(33, 10, 50)},
+            Shape{.name = "SixtyFourSequences", .texts = lengths(64, 3, 70)},
+            Shape{.name = "MoreSequencesThanALaunchTakes", .texts = lengths(67, 3, 40)},
+            Shape{.name = "ManyRowsOfHeadsOf32",
+                  .head_dim = 32,
+                  .kv_heads = 2,
+                  .heads_per_kv_head = 4,
+                  .texts = lengths(40, 3, 30)},
+            Shape{.name = "ManyRowsOfHeadsOf256", .head_dim = 256, .kv_heads = 2, .texts = lengths(64, 3, 30)},
+            Shape{.name = "ManyRowsOfAKeyForEveryHead",
+                  .kv_heads = 4,
+                  .heads_per_kv_head = 1,
+                  .texts = lengths(50, 3, 30)},
+            Shape{.name = "ManyLongRows", .window = 100, .texts = lengths(24, 60, 300)},
+            // Two pieces of columns and nine, the last ones shorter; on each multiprocessor several tiles of gate_up
+            // and head.
+            Shape{.name = "ManyTilesForTwentyRows",
+                  .hidden = 608,
+                  .intermediate = 4256,
+                  .vocab = 20001,
+                  .texts = lengths(20, 2, 5)},
+            Shape{.name = "ManyTilesForFiftyRows",
+                  .hidden = 608,
+                  .intermediate = 4256,
+                  .vocab = 20001,
+                  .texts = lengths(50, 2, 5)}),
+        kEachTypes),
+    name_of_test);
 
 // Beyond 16 blocks of 64 keys, attention is combined in two levels: in the global layer from position 1024 on, and in
 // the local one with groups that do not begin at the text's first block.
@@ -210,6 +238,14 @@ TEST(ShortDecode, IsRightForOneSequence) { expect_right({.name = "", .texts = {2
 TEST(ShortDecode, IsRightForTwentySequences) { expect_right({.name = "", .texts = lengths(20, 2, 5)}); }
 
 TEST(ShortDecode, IsRightForFortySequences) { expect_right({.name = "", .texts = lengths(40, 2, 5)}); }
+
+TEST(ShortDecode, IsRightForOneSequenceInQ8) {
+  expect_right({.name = "", .texts = {20}}, {WeightType::kQ8, WeightType::kQ8});
+}
+
+TEST(ShortDecode, IsRightForThreeSequencesInQ4) {
+  expect_right({.name = "", .texts = {20, 13, 3}}, {WeightType::kQ4, WeightType::kQ8});
+}
 
 TEST(ShortDecode, IsRightForThreeSequences) {
   expect_right({.name = "", .head_dim = 48, .kv_heads = 2, .heads_per_kv_head = 4, .texts = {20, 13, 3}});
