@@ -19,8 +19,8 @@ CUtensorMap make_tensor_map(const StreamedMatrix& matrix) {
   const cuuint32_t every[] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result =
-      cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(matrix.weights),
-                             sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(matrix.weights), sizes,
+                             strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw Error("the GPU's driver refuses a tensor map of " + std::to_string(matrix.outputs) + " x " +
