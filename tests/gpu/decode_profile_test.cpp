@@ -32,7 +32,6 @@ class DecodeProfile : public ::testing::TestWithParam<WeightTypes> {
       batch.rows.push_back({.token = 3 + i, .position = i, .sequence = 0, .kind = RowKind::kGenerated});
       if (has_clocks && i % 2 == 0 && i < kSteps) {
         const std::vector<PhaseTime> of_step = device->profile_decode(batch);
-        const std::vector<PhaseTime> of_step = device->profile_decode(batch);
         if (times != nullptr) *times = of_step;
         continue;
       }
