@@ -26,8 +26,24 @@ auto with_format(WeightType layer_type, const Visit& visit) {
   return visit(StreamFormat<WeightType::kBf16>{});
 }
 
-bool fits(WeightType layer_type, int hidden, int rows) {
-  return with_format(layer_type, [&](auto format) { return few_rows_fit<decltype(format)>(hidden, rows); });
+/// Whether the kernels of up to kFewRows rows can take so many.
+bool few_fit(const DecodeModel& model, int rows) {
+  // Each of several rows is normalised by a block of its own.
+  if (rows > std::min(kFewRows, multiprocessors())) return false;
+  return with_format(model.layer_type, [&](auto format) {
+    using Format = decltype(format);
+    return model.kv_type == KvType::kQ8 ? few_rows_fit<KvType::kQ8, Format>(model, rows)
+                                        : few_rows_fit<KvType::kBf16, Format>(model, rows);
+  });
+}
+
+/// What to do about shared memory that is too short.
+std::string advice() {
+  const int capability =
+      10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
+  if (is_short_of_memory(10 * capability) && !is_short_of_memory(architecture_of_code()))
+    return "for kernels compiled for other GPUs; build with -DCMAKE_CUDA_ARCHITECTURES=" + std::to_string(capability);
+  return "for this model; use --device cpu";
 }
 
 }  // namespace
@@ -36,20 +52,21 @@ std::size_t decode_exchange_size() {
   return kFirstCarry + static_cast<std::size_t>(multiprocessors()) * kFewRows * kPieceRows;
 }
 
-void check_decode(int hidden, WeightType layer_type) {
-  if (hidden > ResidualRow::kMaxHidden) {
+int max_decode_rows(const DecodeModel& model) {
+  if (model.hidden > ResidualRow::kMaxHidden) {
     throw Error("the CUDA device takes hidden sizes of up to " + std::to_string(ResidualRow::kMaxHidden) + ", not " +
-                std::to_string(hidden) + "; use --device cpu");
+                std::to_string(model.hidden) + "; use --device cpu");
   }
-  if (!fits(layer_type, hidden, 1)) {
-    throw Error("this GPU's blocks have " + std::to_string(shared_memory_of_block() / 1024) +
-                " KB of shared memory, too little for a hidden size of " + std::to_string(hidden));
-  }
+  int rows = kFewRows;
+  while (rows > 0 && !few_fit(model, rows)) --rows;
+  rows = std::max(rows, most_rows_of_decode_many(model));
+  if (rows > 0) return rows;
+  throw Error("this GPU's blocks have " + std::to_string(shared_memory_of_block() / 1024) +
+              " KB of shared memory, too little " + advice());
 }
 
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream) {
-  // Each of several rows is normalised by a block of its own.
-  const bool is_few = rows <= std::min(kFewRows, multiprocessors()) && fits(model.layer_type, model.hidden, rows);
+  const bool is_few = few_fit(model, rows);
   const int carries = is_few ? multiprocessors() * (rows == 1 ? 1 : kFewRows) * kPieceRows : 0;
   check_cuda(cudaMemsetAsync(model.exchange, 0, static_cast<std::size_t>(kFirstCarry + carries) * 8, stream));
   if (!is_few) {

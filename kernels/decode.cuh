@@ -13,7 +13,8 @@
 
 namespace gemma {
 
-/// Rows that one launch can decode together. More rows take more launches; a row's result does not depend on it.
+/// Rows that one launch can decode together; fewer where shared memory is short (max_decode_rows). More rows take more
+/// launches; a row's result does not depend on it.
 inline constexpr int kDecodeRows = 64;
 
 /// Up to so many rows have their activations in shared memory. More leave their products' sums piece by piece.
@@ -117,7 +118,7 @@ struct DecodeModel {
   void* rings;               ///< bf16 [rings, local_layers, 2, kv_heads, ring_slots, head_dim], or kQ8 (kv_type)
   void* pages;               ///< bf16 [pages, global_layers, 2, kv_heads, 64, head_dim], or kQ8
 
-  const int* row_count;   ///< rows of this launch, 1 to kDecodeRows
+  const int* row_count;   ///< rows of this launch, 1 to max_decode_rows()
   const int* token;       ///< [rows]
   const int* position;    ///< [rows]
   const int* ring;        ///< [rows]
@@ -151,17 +152,18 @@ struct DecodeModel {
 /// Groups that max_blocks blocks make.
 inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1) / kBlocksInGroup; }
 
-/// Refuses rows that the kernels cannot take on the present GPU.
-/// @throws Error if shared memory is too short, or the rows are longer than the kernels can hold.
-void check_decode(int hidden, WeightType layer_type);
+/// How many rows one launch can take on the present GPU: 1 to kDecodeRows.
+/// @param model  of which hidden, intermediate, heads, kv_heads, head_dim, layer_type and kv_type must be set
+/// @throws Error if shared memory is too short for a row, or rows are longer than the kernels can hold.
+int max_decode_rows(const DecodeModel& model);
 
 /// Elements that DecodeModel::exchange must have on the present GPU.
 std::size_t decode_exchange_size();
 
 /// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
 /// the rows' positions appended to the cache.
-/// @param rows  *model.row_count: 1 to kDecodeRows. One row, and up to 16, 32 and 64, have kernels of their own, all of
-/// which give a row the same bits.
+/// @param rows  *model.row_count: 1 to max_decode_rows(). One row, and up to 16, 32 and 64, have kernels of their own,
+/// all of which give a row the same bits.
 /// @throws Error if a launch fails.
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream);
 

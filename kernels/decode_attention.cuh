@@ -27,7 +27,6 @@ inline constexpr int kHeadsAtOnce = 2;  // query heads of a group that share a p
 inline constexpr int kMaxHeadDim = 256;
 
 static_assert(kPartsInBlock == kConsumerWarps);
-static_assert(kConsumerWarps * kHeadsAtOnce * (kMaxHeadDim + 2) * 4 <= kScratchBytes);
 
 // --- how keys and values lie in the cache and in the stream ---
 
@@ -58,11 +57,28 @@ __host__ __device__ constexpr int keys_in_stage(int dims) {
   return keys;
 }
 
-/// Stages that a stream must have: all parts of a block of keys are worked on at once, and a wait for a stage ends at
-/// once if the piece that is to lie there before has not arrived yet.
+/// Stages of a block of keys. If all its parts are worked on at once, a stream must have as many: a wait for a stage
+/// ends at once if the piece that is to lie there before has not arrived yet.
 template <KvType kKv, class Format>
-constexpr int stages_of_attention(int dims) {
+__host__ __device__ constexpr int stages_of_attention(int dims) {
   return kPartsInBlock * kKeysInPart / keys_in_stage<kKv, Format>(dims);
+}
+
+/// Whether kernels can work on one half of a block's parts after the other where they have fewer stages. What lay in a
+/// stage before is then of the first half, or of the block before, and has been waited for ahead of a barrier.
+template <KvType kKv, class Format>
+__host__ __device__ constexpr bool can_halve_blocks(int architecture, int dims) {
+  return is_short_of_memory(architecture) && stages_of_attention<kKv, Format>(dims) > 2 * kPartsInBlock;
+}
+
+/// Stages that a stream must have at least. Blocks are not halved where several passes over them are made: the first
+/// half would have to make room before the last one.
+/// @param group_heads  query heads of a KV head
+template <KvType kKv, class Format>
+constexpr int least_stages(int architecture, int dims, int group_heads) {
+  const bool is_halved = can_halve_blocks<kKv, Format>(architecture, dims) && group_heads <= kHeadsAtOnce;
+  const int stages = stages_of_attention<kKv, Format>(dims) / (is_halved ? 2 : 1);
+  return stages > Format::kMinStages ? stages : Format::kMinStages;
 }
 
 // --- which keys a row sees ---
@@ -225,7 +241,7 @@ struct AttentionScratch {
   float out[kConsumerWarps][kHeadsAtOnce][kMaxHeadDim];
   float new_key_scale, new_value_scale;
 };
-static_assert(sizeof(AttentionScratch) <= kScratchBytes);
+static_assert(sizeof(AttentionScratch) <= least_scratch_bytes(860));
 
 /// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to
 /// what the lane across had of it.
@@ -600,6 +616,8 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
   AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(shared.scratch);
+  const bool is_halved = can_halve_blocks<kKv, Format>(kArchitecture, kLaneDims) &&
+                         shared.stream.stages < stages_of_attention<kKv, Format>(kLaneDims);
 
   for (; !runs.is_done(); runs.advance(model, shared, layer)) {
     const BlockRun& run = runs.run();
@@ -614,6 +632,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
         if (block == run.first || group_heads > kHeadsAtOnce)
           prepare_attention<kKv>(model, shared, layer, scratch, run, first_head, heads, qkv.row(run.row));
         consumer_barrier();
+        if (is_halved && part >= kPartsInBlock / 2) consumer_barrier();  // the first half is done
         if (part < parts) {
           const int piece = next_piece + part * kPiecesInPart;
           if constexpr (KvFormat<kKv>::kHasScales) {
@@ -626,6 +645,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
             for (int i = 0; i < kPiecesInPart; ++i) shared.stream.release(piece + i);
           }
         }
+        if (is_halved && part < kPartsInBlock / 2) consumer_barrier();
         consumer_barrier();
         combine<kPartsInBlock>(
             parts, heads, head_dim,

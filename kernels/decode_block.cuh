@@ -9,7 +9,10 @@
 
 namespace gemma {
 
-inline constexpr int kScratchBytes = 32 * 1024;  // partial sums of products, or of attention
+/// For partial sums of products, or of attention.
+__host__ __device__ constexpr int least_scratch_bytes(int architecture) {
+  return is_short_of_memory(architecture) ? 21 * 1024 : 32 * 1024;
+}
 
 /// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
 /// in registers (or rather spilled from them) from one end of the kernel to the other.

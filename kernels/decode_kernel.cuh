@@ -233,7 +233,9 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 }
 
 template <class Format>
-constexpr BlockSizes<Format> kSizes{kScratchBytes, kFewRows, kFewRows};
+__host__ __device__ constexpr BlockSizes<Format> sizes_for(int architecture) {
+  return {least_scratch_bytes(architecture), kFewRows, kFewRows};
+}
 
 template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv, class Clock>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
@@ -241,7 +243,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   const int rows = *model.row_count;
   using Format = StreamFormat<kLayers>;
-  constexpr BlockSizes<Format> kOwnSizes = kSizes<Format>;
+  constexpr BlockSizes<Format> kOwnSizes = sizes_for<Format>(kArchitecture);
   const Shared<Format> shared = set_up_block(model, memory, stages, kOwnSizes, rows);
   if (threadIdx.x >= kConsumers) {
     give_up_registers<56>();
@@ -258,12 +260,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 /// Shared memory of a block beside the stages.
 template <class Format>
 int fixed_bytes(int hidden, int rows) {
-  return kSizes<Format>.fixed_bytes() + rows * operand_pitch(hidden) * 2;
+  return sizes_for<Format>(architecture_of_code()).fixed_bytes() + rows * operand_pitch(hidden) * 2;
 }
 
-template <class Format>
-bool few_rows_fit(int hidden, int rows) {
-  return fixed_bytes<Format>(hidden, rows) + Format::kMinStages * Format::kStageBytes <= shared_memory_of_block();
+template <KvType kKv, class Format>
+bool few_rows_fit(const DecodeModel& model, int rows) {
+  const int stages =
+      least_stages<kKv, Format>(architecture_of_code(), lane_dims(model.head_dim), model.heads / model.kv_heads);
+  return fixed_bytes<Format>(model.hidden, rows) + stages * Format::kStageBytes <= shared_memory_of_block();
 }
 
 template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv, class Clock>
@@ -271,7 +275,7 @@ void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   using Format = StreamFormat<kLayers>;
   const int fixed = fixed_bytes<Format>(model.hidden, rows);
   const int stages = stages_in<Format>(shared_memory_of_block() - fixed);
-  check_stages(stages, stages_of_attention<kKv, Format>(kLaneDims));
+  check_stages(stages, least_stages<kKv, Format>(architecture_of_code(), kLaneDims, model.heads / model.kv_heads));
   launch_on_all_multiprocessors(decode_kernel<kRows, kLaneDims, kLayers, kHead, kKv, Clock>,
                                 fixed + stages * Format::kStageBytes, stream, model, stages);
 }

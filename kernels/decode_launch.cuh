@@ -28,6 +28,9 @@ inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessor
 /// Bytes that one block can have.
 inline int shared_memory_of_block() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
+/// Compute capability, as __CUDA_ARCH__ has it, of the code that the present GPU runs: it may be older than the GPU.
+int architecture_of_code();
+
 template <class... Parameters>
 void launch_on_all_multiprocessors(void (*kernel)(Parameters...), int shared_bytes, cudaStream_t stream,
                                    const std::type_identity_t<Parameters>&... parameters) {
@@ -50,7 +53,7 @@ void launch_on_all_multiprocessors(void (*kernel)(Parameters...), int shared_byt
 inline void check_stages(int stages, int needed) {
   if (stages >= needed) return;
   throw Error("this GPU's blocks have " + std::to_string(shared_memory_of_block() / 1024) +
-              " KB of shared memory, too little for attention with heads of this size; use --device cpu");
+              " KB of shared memory, too little for so many rows of this model; use --device cpu");
 }
 
 /// launch_decode for up to kFewRows rows, and layers and a cache of one type each: decode_bf16.cu, decode_bf16_kv_q8.cu
@@ -72,5 +75,8 @@ void launch_decode_few<WeightType::kQ4, KvType::kQ8>(const DecodeModel& model, i
 
 /// launch_decode for any number of rows: decode_many.cu. The counter of the grid barrier must be zero.
 void launch_decode_many(const DecodeModel& model, int rows, cudaStream_t stream);
+
+/// The most rows that launch_decode_many takes on the present GPU, of a model as max_decode_rows() takes it; 0: none.
+int most_rows_of_decode_many(const DecodeModel& model);
 
 }  // namespace gemma

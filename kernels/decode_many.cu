@@ -23,7 +23,24 @@ void launch_with_cache(const DecodeModel& model, int rows, cudaStream_t stream) 
   }
 }
 
+template <WeightType kLayers>
+int most_rows_with_cache(const DecodeModel& model) {
+  return model.kv_type == KvType::kQ8 ? most_rows_that_fit<kLayers, KvType::kQ8>(model)
+                                      : most_rows_that_fit<kLayers, KvType::kBf16>(model);
+}
+
 }  // namespace
+
+int most_rows_of_decode_many(const DecodeModel& model) {
+  switch (model.layer_type) {
+    case WeightType::kQ8:
+      return most_rows_with_cache<WeightType::kQ8>(model);
+    case WeightType::kQ4:
+      return most_rows_with_cache<WeightType::kQ4>(model);
+    default:
+      return most_rows_with_cache<WeightType::kBf16>(model);
+  }
+}
 
 void launch_decode_many(const DecodeModel& model, int rows, cudaStream_t stream) {
   switch (model.layer_type) {

@@ -212,9 +212,10 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 }
 
 template <int kRows, WeightType kLayers>
-__host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(bool has_whole_scratch) {
+__host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture, bool has_whole_scratch) {
   const int scratch = panel_scratch_bytes(kLayers, kRows) * (has_whole_scratch ? 2 : 1);
-  return {scratch > kScratchBytes ? scratch : kScratchBytes, 0, kRows};
+  const int least = least_scratch_bytes(architecture);
+  return {scratch > least ? scratch : least, 0, kRows};
 }
 
 template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   using Format = StreamFormat<kLayers>;
   const int rows = *model.row_count;
   const bool has_whole_scratch = kLayers == WeightType::kBf16 || is_scratch_whole;
-  const BlockSizes<Format> sizes = block_sizes<kRows, kLayers>(has_whole_scratch);
+  const BlockSizes<Format> sizes = block_sizes<kRows, kLayers>(kArchitecture, has_whole_scratch);
   const Shared<Format> shared = set_up_block(model, memory, stages, sizes, rows);
   AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
   const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
@@ -249,34 +250,53 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
 }
 
-template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
-void launch_kernel(const DecodeModel& model, cudaStream_t stream) {
+/// How a block's shared memory is divided.
+struct Division {
+  int stages, least_stages;
+  int tiles_in_group;
+  bool is_scratch_whole;
+  int shared_bytes;
+};
+
+template <int kRows, WeightType kLayers, KvType kKv>
+Division divide_memory(const DecodeModel& model) {
   using Format = StreamFormat<kLayers>;
   const int memory = shared_memory_of_block();
+  const int architecture = architecture_of_code();
   constexpr int kTotalBytes = kRows * kPieceRows * 4;  // of a tile
-  constexpr int kNeededStages = stages_of_attention<kKv, Format>(kLaneDims);
-  constexpr int kWantedStages = std::max(kNeededStages, 2 * Format::kMinStages);
-  const auto bytes_beside_totals = [](bool is_scratch_whole) {
-    return block_sizes<kRows, kLayers>(is_scratch_whole).fixed_bytes() + static_cast<int>(sizeof(AttentionShares));
+  Division division{};
+  division.least_stages =
+      least_stages<kKv, Format>(architecture, lane_dims(model.head_dim), model.heads / model.kv_heads);
+  const int wanted_stages = std::max(division.least_stages, 2 * Format::kMinStages);
+  const auto bytes_beside_totals = [&](bool is_scratch_whole) {
+    return block_sizes<kRows, kLayers>(architecture, is_scratch_whole).fixed_bytes() +
+           static_cast<int>(sizeof(AttentionShares));
   };
   // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums, or what attention leaves.
   const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
-  const int left = memory - bytes_beside_totals(false) - kNeededStages * Format::kStageBytes;
-  const int tiles_in_group = std::max(
+  const int left =
+      memory - bytes_beside_totals(kLayers == WeightType::kBf16) - division.least_stages * Format::kStageBytes;
+  division.tiles_in_group = std::max(
       std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), std::min(memory / 4, left) / kTotalBytes),
       1);
   const auto fixed_bytes = [&](bool is_scratch_whole) {
-    return bytes_beside_totals(is_scratch_whole) + tiles_in_group * kTotalBytes;
+    return bytes_beside_totals(is_scratch_whole) + division.tiles_in_group * kTotalBytes;
   };
   // Where memory is short, halves of the scratch memory do not take turns: there is one, and a barrier more.
-  const bool is_scratch_whole =
-      kLayers == WeightType::kBf16 || stages_in<Format>(memory - fixed_bytes(true)) >= kWantedStages;
-  const int fixed = fixed_bytes(is_scratch_whole);
-  const int stages = stages_in<Format>(memory - fixed);
-  check_stages(stages, kNeededStages);
-  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims, kLayers, kKv>,
-                                fixed + stages * Format::kStageBytes, stream, model, stages, tiles_in_group,
-                                is_scratch_whole);
+  division.is_scratch_whole =
+      kLayers == WeightType::kBf16 || stages_in<Format>(memory - fixed_bytes(true)) >= wanted_stages;
+  const int fixed = fixed_bytes(division.is_scratch_whole);
+  division.stages = stages_in<Format>(memory - fixed);
+  division.shared_bytes = fixed + division.stages * Format::kStageBytes;
+  return division;
+}
+
+template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
+void launch_kernel(const DecodeModel& model, cudaStream_t stream) {
+  const Division division = divide_memory<kRows, kLayers, kKv>(model);
+  check_stages(division.stages, division.least_stages);
+  launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims, kLayers, kKv>, division.shared_bytes, stream,
+                                model, division.stages, division.tiles_in_group, division.is_scratch_whole);
 }
 
 template <int kRows, WeightType kLayers, KvType kKv>
@@ -291,6 +311,14 @@ void launch_rows(const DecodeModel& model, cudaStream_t stream) {
 }
 
 }  // namespace many
+
+/// The most rows that a launch of decode_many.cu takes, of a model as max_decode_rows() takes it; 0: none.
+template <WeightType kLayers, KvType kKv>
+int most_rows_that_fit(const DecodeModel& model) {
+  const auto fits = [](const many::Division& division) { return division.stages >= division.least_stages; };
+  if (fits(many::divide_memory<64, kLayers, kKv>(model))) return 64;
+  return fits(many::divide_memory<32, kLayers, kKv>(model)) ? 32 : 0;
+}
 
 /// launch_decode_many for weights and a cache of these types: decode_many_bf16.cu, decode_many_bf16_kv_q8.cu and so on.
 template <WeightType kLayers, KvType kKv>

@@ -130,6 +130,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   constexpr int kPairsInRow = kPieceRows / 2;
   constexpr int kPairs = kRows * kPairsInRow;
   constexpr int kValuesInPiece = kRows * kPieceRows;
+  constexpr int kScratchBytes = least_scratch_bytes(kArchitecture);
   constexpr int kPiecesInRound = kScratchBytes / 2 / (4 * kValuesInPiece);
   constexpr int kColumns = columns_in_piece<Format, kType>();  // of a piece
   const int thread = thread_index();

@@ -17,6 +17,20 @@ inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = 32 * kConsumerWarps;
 inline constexpr int kDecodeThreads = kConsumers + 128;  // the producers' warpgroup; kProducers warps of it work
 
+/// Whether a block has only 99 KB of shared memory on the GPUs that code for this compute capability is for: 8.6, 8.9
+/// and 12.x. On all others it has 163 KB or more.
+/// @param architecture  as __CUDA_ARCH__ has it
+__host__ __device__ constexpr bool is_short_of_memory(int architecture) {
+  return architecture == 860 || architecture == 890 || architecture >= 1200;
+}
+
+/// What a kernel is compiled for. (The host must ask architecture_of_code() what the GPU runs.)
+#ifdef __CUDA_ARCH__
+inline constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+inline constexpr int kArchitecture = 0;
+#endif
+
 /// How the weights of a model's layers are streamed: the stages that they lie in, and who fills these.
 ///
 /// kPiecesInFlight is the number of copies that may be under way at once, where there are stages for them. More make
@@ -25,7 +39,8 @@ inline constexpr int kDecodeThreads = kConsumers + 128;  // the producers' warpg
 ///
 /// A warp that waits for a piece must know that the piece before it in the same stage has arrived: a barrier tells one
 /// turn of a stage from the next, not from the one after that. It has consumed the piece kConsumerWarps before, and of
-/// the same producer no more than those in flight arrive later than a younger one. Hence kMinStages.
+/// the same producer no more than those in flight arrive later than a younger one. Hence kMinStages. (With
+/// kConsumerWarps stages the piece before is the one that it has consumed itself, and any number may be in flight.)
 template <WeightType kType>
 struct StreamFormat;
 
@@ -138,7 +153,7 @@ class Producer {
   /// @param index  which of the producers
   __device__ explicit Producer(const Stream<Format>& stream, int index = 0)
       : stream_(stream),
-        in_flight_(max(min(Format::kPiecesInFlight, stream.stages - kConsumerWarps) / Format::kProducers, 1)),
+        in_flight_(max(min(Format::kPiecesInFlight, spare_stages(stream)) / Format::kProducers, 1)),
         others_(index) {
     next_.stage = oldest_.stage = index;
 #if __CUDA_ARCH__ >= 900
@@ -231,6 +246,12 @@ class Producer {
   }
 
  private:
+  /// How many pieces may be in flight for the sake of those who wait.
+  __device__ static int spare_stages(const Stream<Format>& stream) {
+    if (is_short_of_memory(kArchitecture) && stream.stages == kConsumerWarps) return kConsumerWarps;
+    return stream.stages - kConsumerWarps;
+  }
+
   __device__ bool is_own() {
     const bool is_own = others_ == 0;
     pass(1);

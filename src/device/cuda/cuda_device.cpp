@@ -50,7 +50,6 @@ void check_shape(const Model& model, const KvLayout& layout) {
   };
   const std::string why_not = why_not_on_cuda(model, layout.type);
   require(why_not.empty(), why_not);
-  check_decode(config.hidden_size, model.weights.types().layers);
   require(config.vocab_size <= kMaxSampledVocab,
           "its vocabulary has more than " + std::to_string(kMaxSampledVocab) + " entries");
 }
@@ -103,11 +102,24 @@ std::size_t unpacked_size(const Config& config, WeightTypes types) {
       {elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2), least_slab(widest)});
 }
 
+/// How many rows one launch can decode.
+int decode_rows_of_launch(const Config& config, WeightTypes types, const KvLayout& kv) {
+  DecodeModel m{};
+  m.hidden = config.hidden_size;
+  m.intermediate = config.intermediate_size;
+  m.heads = config.heads;
+  m.kv_heads = config.kv_heads;
+  m.head_dim = config.head_dim;
+  m.layer_type = types.layers;
+  m.kv_type = kv.type;
+  return max_decode_rows(m);
+}
+
 Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& options, const Gemm& gemm) {
   const KvLayout& kv = options.kv;
   Sizes s{};
   s.decode_rows = std::max(kv.rings, std::min(options.max_rows, kMaxDecodeRows));
-  s.group_rows = std::min(kDecodeRows, kv.rings);
+  s.group_rows = std::min(decode_rows_of_launch(config, types, kv), kv.rings);
   s.max_pages = ceil_div(kv.context, kPagePositions);
   s.max_blocks = s.max_pages + 1;
   s.groups_of_blocks = max_groups(s.max_blocks);
