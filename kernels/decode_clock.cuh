@@ -36,7 +36,7 @@ struct NoClock {
 class PhaseClock {
  public:
   __device__ explicit PhaseClock(const DecodeModel& model)
-      : profile_(model.profile + blockIdx.x), started_ns_(nanoseconds()), started_(clock64()), last_(started_) {
+      : profile_(model.profile + blockIdx.x), started_ns_(nanoseconds()), started_(cycles()), last_(started_) {
     for (DecodePhaseCycles& phase : phases_) phase = {};
   }
 
@@ -47,17 +47,22 @@ class PhaseClock {
 
   __device__ void stop() {
     if (threadIdx.x != 0) return;
-    profile_->cycles = clock64() - started_;
+    profile_->cycles = cycles() - started_;
     profile_->nanoseconds = static_cast<long long>(nanoseconds() - started_ns_);
     for (int i = 0; i < kDecodePhases; ++i) profile_->phases[i] = phases_[i];
   }
 
  private:
   __device__ long long lap() {
-    const long long now = clock64();
+    const long long now = cycles();
     const long long passed = now - last_;
     last_ = now;
     return passed;
+  }
+  __device__ static long long cycles() {
+    long long now;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(now));
+    return now;
   }
   __device__ static unsigned long long nanoseconds() {
     unsigned long long now;
