@@ -1,12 +1,14 @@
 # Decides whether the CUDA device is built: GEMMA_HAS_CUDA. Kernels need CUDA 12.4.
-set(GEMMA_CUDA AUTO CACHE STRING "Build the CUDA device: ON, OFF, or AUTO (where a CUDA Toolkit is installed)")
-set_property(CACHE GEMMA_CUDA PROPERTY STRINGS AUTO ON OFF)
-if(NOT GEMMA_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "GEMMA_CUDA is '${GEMMA_CUDA}'; choose AUTO, ON or OFF")
+set(GEMMA_CUDA AUTO CACHE STRING "Build the CUDA device: ON, OFF, AUTO (where a CUDA Toolkit is installed), or SIMT \
+(its kernels run on the CPU, thread by thread: for tests where there is no GPU)")
+set_property(CACHE GEMMA_CUDA PROPERTY STRINGS AUTO ON OFF SIMT)
+if(NOT GEMMA_CUDA MATCHES "^(AUTO|ON|OFF|SIMT)$")
+  message(FATAL_ERROR "GEMMA_CUDA is '${GEMMA_CUDA}'; choose AUTO, ON, OFF or SIMT")
 endif()
 
 set(GEMMA_HAS_CUDA OFF)
-if(NOT GEMMA_CUDA STREQUAL OFF)
+set(GEMMA_KERNELS ${PROJECT_SOURCE_DIR}/kernels)
+if(NOT GEMMA_CUDA MATCHES "OFF|SIMT")
   find_package(CUDAToolkit 12.4 QUIET)
   if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE)
     set(GEMMA_HAS_CUDA ON)
@@ -40,3 +42,15 @@ if(GEMMA_HAS_CUDA)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   message(STATUS "CUDA Toolkit ${CUDAToolkit_VERSION}, for compute capability ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
+
+if(GEMMA_CUDA STREQUAL SIMT)
+  set(GEMMA_HAS_CUDA ON)
+  include(${PROJECT_SOURCE_DIR}/tests/simt/Simt.cmake)
+endif()
+
+# Names the calling folder's sources in CUDA, which are C++ to SIMT.
+function(gemma_cuda_sources)
+  if(GEMMA_CUDA STREQUAL SIMT)
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "${GEMMA_SIMT_OPTIONS}")
+  endif()
+endfunction()

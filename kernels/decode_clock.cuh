@@ -4,6 +4,7 @@
 
 #include "decode.cuh"
 #include "decode_steps.cuh"
+#include "ptx.cuh"
 
 namespace gemma {
 
@@ -36,7 +37,10 @@ struct NoClock {
 class PhaseClock {
  public:
   __device__ explicit PhaseClock(const DecodeModel& model)
-      : profile_(model.profile + blockIdx.x), started_ns_(nanoseconds()), started_(cycles()), last_(started_) {
+      : profile_(model.profile + blockIdx.x),
+        started_ns_(clock_nanoseconds()),
+        started_(clock_cycles()),
+        last_(started_) {
     for (DecodePhaseCycles& phase : phases_) phase = {};
   }
 
@@ -47,27 +51,17 @@ class PhaseClock {
 
   __device__ void stop() {
     if (threadIdx.x != 0) return;
-    profile_->cycles = cycles() - started_;
-    profile_->nanoseconds = static_cast<long long>(nanoseconds() - started_ns_);
+    profile_->cycles = clock_cycles() - started_;
+    profile_->nanoseconds = static_cast<long long>(clock_nanoseconds() - started_ns_);
     for (int i = 0; i < kDecodePhases; ++i) profile_->phases[i] = phases_[i];
   }
 
  private:
   __device__ long long lap() {
-    const long long now = cycles();
+    const long long now = clock_cycles();
     const long long passed = now - last_;
     last_ = now;
     return passed;
-  }
-  __device__ static long long cycles() {
-    long long now;
-    asm volatile("mov.u64 %0, %%clock64;" : "=l"(now));
-    return now;
-  }
-  __device__ static unsigned long long nanoseconds() {
-    unsigned long long now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    return now;
   }
 
   DecodeBlockProfile* profile_;

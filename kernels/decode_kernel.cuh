@@ -240,7 +240,7 @@ __host__ __device__ constexpr BlockSizes<Format> sizes_for(int architecture) {
 template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv, class Clock>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeModel model, int stages) {
-  extern __shared__ __align__(1024) char memory[];
+  char* const memory = dynamic_shared_memory();
   const int rows = *model.row_count;
   using Format = StreamFormat<kLayers>;
   constexpr BlockSizes<Format> kOwnSizes = sizes_for<Format>(kArchitecture);

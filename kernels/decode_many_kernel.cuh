@@ -222,7 +222,7 @@ template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_many_kernel(const __grid_constant__ DecodeModel model, int stages, int tiles_in_group,
                        bool is_scratch_whole) {
-  extern __shared__ __align__(1024) char memory[];
+  char* const memory = dynamic_shared_memory();
   using Format = StreamFormat<kLayers>;
   const int rows = *model.row_count;
   const bool has_whole_scratch = kLayers == WeightType::kBf16 || is_scratch_whole;

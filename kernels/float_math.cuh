@@ -3,23 +3,11 @@
 // Functions of float32 whose errors are a few units in the last place, where the library's take more time than what
 // stands around them. Products and sums are spelled out, so that the compiler rounds them alike wherever they stand.
 
+#include "ptx.cuh"
+
 namespace gemma {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
-
-/// 2^x, to 2 units; 0 below 2^-126.
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// 1 / x, to 1 unit; 0 above 2^126.
-__device__ inline float reciprocal_approx(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// GELU in its tanh form: x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x / (1 + e^(-2 u)).
 /// Its relative error is 2^-24 times about 4 + 4 |u|: nothing cancels.

@@ -18,6 +18,17 @@ inline bool has_early_launch() {
   return major >= 9;
 }
 
+/// Launches a kernel.
+template <class... Parameters, class... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
 /// Launches a kernel that may start while the one before it in the stream still runs: it calls
 /// wait_for_previous_kernel() before it looks at what others write, or writes what others look at.
 template <class... Parameters, class... Arguments>

@@ -4,7 +4,7 @@
 // Bytes: the matrix once, read and written. It arrives over PCIe, which is slower than this by an order of magnitude,
 // so codes are fetched one by one, wherever they lie.
 
-#include "cuda_error.h"
+#include "launch.cuh"
 #include "pack_weights.cuh"
 #include "packed_weights.cuh"
 
@@ -77,8 +77,7 @@ template <WeightType kType>
 void launch(const Matrix& matrix, bool is_gate_up, std::byte* units, cudaStream_t stream) {
   const MatrixShape shape{matrix.rows, matrix.columns, is_gate_up};
   const int count = shape.tiles() * units_in_tile(shape.columns);
-  pack_kernel<kType><<<static_cast<unsigned>(count), kThreads<kType>, 0, stream>>>(matrix, shape, units);
-  check_cuda(cudaGetLastError());
+  launch_kernel(pack_kernel<kType>, static_cast<unsigned>(count), kThreads<kType>, stream, matrix, shape, units);
 }
 
 }  // namespace

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksTogether<kHeadDim>)
   const AttentionRows warp_rows{rows.first_query + warp_row,
                                 min(rows.first_query + warp_row + kWarpRows - 1, rows.last_query)};
 
-  extern __shared__ __align__(128) char memory[];
+  char* const memory = dynamic_shared_memory();
   using Tile = SharedTile<kHeadDim>;
   const Tile queries{reinterpret_cast<__nv_bfloat16*>(memory)};
   const Tile keys{reinterpret_cast<__nv_bfloat16*>(memory + Tile::kBytes)};

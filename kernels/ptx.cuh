@@ -13,6 +13,27 @@ __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// The shared memory that a block was launched with, aligned to 1024 bytes.
+__device__ inline char* dynamic_shared_memory() {
+  extern __shared__ __align__(1024) char memory[];
+  return memory;
+}
+
+// --- barriers of some of a block's threads ---
+
+/// Waits until kThreads threads have called this or named_barrier_arrive().
+/// @tparam kName  1 to 15
+template <int kName, int kThreads>
+__device__ inline void named_barrier() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kName), "n"(kThreads) : "memory");
+}
+
+/// Is counted, but does not wait.
+template <int kName, int kThreads>
+__device__ inline void named_barrier_arrive() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kName), "n"(kThreads) : "memory");
+}
+
 // --- mbarrier: a barrier in shared memory that copies can arrive at ---
 
 __device__ inline void barrier_init(std::uint64_t* barrier, unsigned arrivals) {
@@ -214,7 +235,36 @@ __device__ inline void give_up_registers() {
 #endif
 }
 
+// --- clocks ---
+
+/// Cycles of this multiprocessor.
+__device__ inline long long clock_cycles() {
+  long long now;
+  asm volatile("mov.u64 %0, %%clock64;" : "=l"(now));
+  return now;
+}
+
+__device__ inline unsigned long long clock_nanoseconds() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // --- small arithmetic ---
+
+/// 2^x, to 2 units in the last place; 0 below 2^-126.
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// 1 / x, to 1 unit; 0 above 2^126.
+__device__ inline float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 __device__ inline float low_half(std::uint32_t two) { return __uint_as_float(two << 16); }
 __device__ inline float high_half(std::uint32_t two) { return __uint_as_float(two & 0xffff0000u); }

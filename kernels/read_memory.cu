@@ -1,6 +1,7 @@
 // Reads memory and does nothing else: the limit that decoding is measured against. On an H100 80GB HBM3 3.09 TB/s.
 
 #include "cuda_error.h"
+#include "launch.cuh"
 #include "read_memory.cuh"
 
 namespace gemma {
@@ -30,8 +31,8 @@ void launch_read_memory(const void* memory, std::size_t bytes, unsigned* sum, cu
   int device = 0, processors = 0;
   check_cuda(cudaGetDevice(&device));
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  read_memory_kernel<<<4 * processors, kThreads, 0, stream>>>(static_cast<const uint4*>(memory), bytes / 16, sum);
-  check_cuda(cudaGetLastError());
+  launch_kernel(read_memory_kernel, static_cast<unsigned>(4 * processors), kThreads, stream,
+                static_cast<const uint4*>(memory), bytes / 16, sum);
 }
 
 }  // namespace gemma

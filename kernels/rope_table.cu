@@ -1,6 +1,6 @@
 // The table of cosines and sines that rotary embeddings are made from; written once, when a model is loaded.
 
-#include "cuda_error.h"
+#include "launch.cuh"
 #include "rope_table.cuh"
 
 namespace gemma {
@@ -19,9 +19,8 @@ __global__ void rope_table_kernel(const double* frequency, int positions, int ha
 void launch_rope_table(const double* frequency, int positions, int half_dim, float2* table, cudaStream_t stream) {
   constexpr int kThreads = 256;
   const long long entries = static_cast<long long>(positions) * half_dim;
-  rope_table_kernel<<<static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      frequency, positions, half_dim, table);
-  check_cuda(cudaGetLastError());
+  launch_kernel(rope_table_kernel, static_cast<unsigned>((entries + kThreads - 1) / kThreads), kThreads, stream,
+                frequency, positions, half_dim, table);
 }
 
 }  // namespace gemma

@@ -85,7 +85,7 @@ Workspace lay_out(void* memory, int max_rows, int vocab, std::size_t& bytes) {
 // --- weights ---
 
 /// Out of line, because it is long and the loops that need it are unrolled.
-__device__ __noinline__ double exponential(double x) { return exp(x); }
+__device__ __attribute__((noinline)) double exponential(double x) { return exp(x); }
 
 /// The probability of candidates relative to the likeliest one.
 struct Weights {

@@ -332,10 +332,10 @@ __device__ int producer_index() {
 }
 
 /// A barrier among the consumers alone.
-__device__ inline void consumer_barrier() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ inline void consumer_barrier() { named_barrier<1, kConsumers>(); }
 
 /// A barrier of the consumers at which only one warp waits, for what the others have done before they arrive.
-__device__ inline void early_barrier_wait() { asm volatile("bar.sync 2, %0;" ::"n"(kConsumers) : "memory"); }
-__device__ inline void early_barrier_arrive() { asm volatile("bar.arrive 2, %0;" ::"n"(kConsumers) : "memory"); }
+__device__ inline void early_barrier_wait() { named_barrier<2, kConsumers>(); }
+__device__ inline void early_barrier_arrive() { named_barrier_arrive<2, kConsumers>(); }
 
 }  // namespace gemma

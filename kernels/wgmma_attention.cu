@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
   const int tiles = rows.last_query / kTile - first_tile + 1;
 
   constexpr int kElements = kTile * kHeadDim;  // of a tile
-  extern __shared__ char memory[];
+  char* const memory = dynamic_shared_memory();
   auto* full = reinterpret_cast<std::uint64_t*>(memory);  // [kStages]
   std::uint64_t* empty = full + kStages;                  // [kStages]
   const unsigned address = shared_address(memory);

@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using M = Memory<kOutputs>;
   constexpr int kStages = M::kStages;
 
-  extern __shared__ char memory[];
+  char* const memory = dynamic_shared_memory();
   auto* full = reinterpret_cast<std::uint64_t*>(memory);
   std::uint64_t* empty = full + kStages;
   const unsigned address = shared_address(memory);

@@ -19,6 +19,7 @@
 #include "device/cuda/weight_loader.h"
 #include "device/cuda/weight_slabs.h"
 #include "embed.cuh"
+#include "launch.cuh"
 #include "model/dequantise.h"
 #include "model/matrix_parts.h"
 #include "pack_weights.cuh"
@@ -235,8 +236,7 @@ TEST_P(PackedWeights, ReachEachLaneAsTheTensorCoresTakeThem) {
   const Memory<std::byte> units = packed(matrix_, of, stream_);
   const Memory<float> codes(z(count * kUnitSteps * 32 * 8)), scales(z(count * kUnitSteps * 32 * 4));
   const auto kernel = of.type == WeightType::kQ8 ? lanes_kernel<WeightType::kQ8> : lanes_kernel<WeightType::kQ4>;
-  kernel<<<static_cast<unsigned>(count), 32, 0, stream_>>>(units.data(), codes.data(), scales.data());
-  check_cuda(cudaGetLastError());
+  launch_kernel(kernel, static_cast<unsigned>(count), 32, stream_, units.data(), codes.data(), scales.data());
   const std::vector<float> found_codes = codes.download(), found_scales = scales.download();
 
   for (int unit = 0; unit < count; ++unit) {
