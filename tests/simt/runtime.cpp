@@ -79,7 +79,8 @@ cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribu
 cudaError_t launch(const void* kernel, const cudaLaunchConfig_t& config, std::function<void()> thread) {
   Launch launch{config.gridDim, config.blockDim, config.dynamicSmemBytes, false, std::move(thread)};
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    if (config.attrs[i].id == cudaLaunchAttributeCooperative) launch.is_cooperative = config.attrs[i].val.cooperative != 0;
+    if (config.attrs[i].id == cudaLaunchAttributeCooperative)
+      launch.is_cooperative = config.attrs[i].val.cooperative != 0;
   }
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
@@ -197,8 +198,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   simt::submit(stream, [=] { cudaMemcpy(to, from, bytes, kind); });
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
-                              std::size_t height, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                              std::size_t width, std::size_t height, cudaMemcpyKind, cudaStream_t stream) {
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
   simt::submit(stream, [=] {
     for (std::size_t i = 0; i < height; ++i)

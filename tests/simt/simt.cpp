@@ -1,7 +1,11 @@
 #include "simt.h"
 
 #include <sys/mman.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
+#include <algorithm>
 #include <array>
 #include <boost/context/fiber.hpp>
 #include <boost/context/stack_context.hpp>
@@ -25,10 +29,44 @@ constexpr std::uint32_t kFirstAddress = 1024;  // of dynamic shared memory, as k
 constexpr std::size_t kStackBytes = 128 << 10;
 constexpr int kRoundsOfSilence = 100'000;  // after which nobody waits for anything that could still come
 
+/// AddressSanitizer must be told whenever another stack is in use.
+struct StackInUse {
+  const void* bottom = nullptr;  // of a fiber's own stack
+  std::size_t size = 0;
+  void* kept = nullptr;  // what the sanitizer keeps for it
+
+#ifdef __SANITIZE_ADDRESS__
+  static void leave(StackInUse& from, const StackInUse& to) {
+    __sanitizer_start_switch_fiber(&from.kept, to.bottom, to.size);
+  }
+  static void leave_for_ever(const StackInUse& to) { __sanitizer_start_switch_fiber(nullptr, to.bottom, to.size); }
+  /// @param from  if given, learns what the stack is that was in use before
+  static void enter(StackInUse& to, StackInUse* from = nullptr) {
+    __sanitizer_finish_switch_fiber(to.kept, from == nullptr ? nullptr : &from->bottom,
+                                    from == nullptr ? nullptr : &from->size);
+  }
+#else
+  static void leave(StackInUse& /*from*/, const StackInUse& /*to*/) {}
+  static void leave_for_ever(const StackInUse& /*to*/) {}
+  static void enter(StackInUse& /*to*/, StackInUse* /*from*/ = nullptr) {}
+#endif
+};
+
 /// Stacks are kept for the next launch. Each has a page below it that stops whoever runs over.
 class Stacks {
  public:
+  /// @param in_use  learns which stack it is
+  explicit Stacks(StackInUse& in_use) : in_use_(&in_use) {}
+
   boost::context::stack_context allocate() {
+    const boost::context::stack_context stack = take();
+    *in_use_ = {static_cast<char*>(stack.sp) - stack.size, stack.size, nullptr};
+    return stack;
+  }
+  void deallocate(boost::context::stack_context& stack) { pool().push_back(stack); }
+
+ private:
+  static boost::context::stack_context take() {
     auto& free = pool();
     if (free.empty()) {
       constexpr std::size_t kGuard = 4096;
@@ -43,13 +81,13 @@ class Stacks {
     free.pop_back();
     return stack;
   }
-  void deallocate(boost::context::stack_context& stack) { pool().push_back(stack); }
 
- private:
   static std::vector<boost::context::stack_context>& pool() {
     static std::vector<boost::context::stack_context> free;
     return free;
   }
+
+  StackInUse* in_use_;
 };
 
 enum class State { kReady, kPolling, kGathering, kAtBarrier, kEnded };
@@ -59,6 +97,7 @@ struct Thread {
   State state = State::kReady;
   int barrier = 0;
   boost::context::fiber fiber, scheduler;
+  StackInUse stack;
   std::vector<std::function<void()>> open_group;
   std::deque<std::vector<std::function<void()>>> groups;
 };
@@ -66,8 +105,11 @@ struct Thread {
 /// Threads that meet: a warp or a warpgroup.
 struct Gathering {
   std::vector<void*> records;
+  unsigned running = 0;  // threads that have not ended
   unsigned came = 0;
   void (*meet)(void* const*) = nullptr;
+
+  bool is_complete() const { return came > 0 && came == running; }
 };
 
 struct Barrier {
@@ -91,6 +133,7 @@ std::mutex running_grid;
 std::minstd_rand random_order;
 Block* block = nullptr;
 Thread* thread = nullptr;
+StackInUse scheduler_stack;
 
 unsigned number_of(const Thread& of) { return static_cast<unsigned>(&of - block->threads.data()); }
 
@@ -106,18 +149,13 @@ unsigned number_of(const Thread& of) { return static_cast<unsigned>(&of - block-
 void yield(State state) {
   Thread& self = *thread;
   self.state = state;
+  StackInUse::leave(self.stack, scheduler_stack);
   self.scheduler = std::move(self.scheduler).resume();
+  StackInUse::enter(self.stack);
 }
 
 Gathering& gathering_of(unsigned lanes, unsigned number) {
   return lanes == kWarp ? block->warps[number / kWarp] : block->warpgroups[number / kWarpgroup];
-}
-
-bool is_complete(const Gathering& gathering, unsigned first, unsigned lanes) {
-  unsigned running = 0;
-  for (unsigned i = first; i < first + lanes && i < block->threads.size(); ++i)
-    running += block->threads[i].state != State::kEnded;
-  return gathering.came > 0 && gathering.came == running;
 }
 
 void complete(Gathering& gathering, unsigned first, unsigned lanes) {
@@ -154,7 +192,8 @@ void leave() {
   --block->running;
   for (const unsigned lanes : {kWarp, kWarpgroup}) {
     Gathering& gathering = gathering_of(lanes, number);
-    if (is_complete(gathering, number / lanes * lanes, lanes)) complete(gathering, number / lanes * lanes, lanes);
+    --gathering.running;
+    if (gathering.is_complete()) complete(gathering, number / lanes * lanes, lanes);
   }
   open_if_complete(0);
 }
@@ -166,8 +205,14 @@ void start_block(Block& started, Index index, const Launch& launch) {
   const unsigned count = launch.block.x * launch.block.y * launch.block.z;
   started.running = count;
   started.threads = std::vector<Thread>(count);
-  started.warps.assign((count + kWarp - 1) / kWarp, {std::vector<void*>(kWarp), 0, nullptr});
-  started.warpgroups.assign((count + kWarpgroup - 1) / kWarpgroup, {std::vector<void*>(kWarpgroup), 0, nullptr});
+  for (const unsigned lanes : {kWarp, kWarpgroup}) {
+    std::vector<Gathering>& gatherings = lanes == kWarp ? started.warps : started.warpgroups;
+    gatherings.assign((count + lanes - 1) / lanes, {});
+    for (unsigned i = 0; i < count; i += lanes) {
+      gatherings[i / lanes].records.resize(lanes);
+      gatherings[i / lanes].running = std::min(lanes, count - i);
+    }
+  }
   started.barriers = {};
   started.deferred.clear();
   if (started.memory == nullptr) {
@@ -179,12 +224,15 @@ void start_block(Block& started, Index index, const Launch& launch) {
   for (unsigned i = 0; i < count; ++i) {
     Thread& made = started.threads[i];
     made.index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
-    made.fiber = boost::context::fiber(std::allocator_arg, Stacks(), [&made, &launch](boost::context::fiber&& scheduler) {
-      made.scheduler = std::move(scheduler);
-      launch.thread();
-      leave();
-      return std::move(made.scheduler);
-    });
+    made.fiber = boost::context::fiber(std::allocator_arg, Stacks(made.stack),
+                                       [&made, &launch](boost::context::fiber&& scheduler) {
+                                         StackInUse::enter(made.stack, &scheduler_stack);
+                                         made.scheduler = std::move(scheduler);
+                                         launch.thread();
+                                         leave();
+                                         StackInUse::leave_for_ever(scheduler_stack);
+                                         return std::move(made.scheduler);
+                                       });
   }
 }
 
@@ -192,7 +240,9 @@ void resume(Thread& resumed) {
   thread = &resumed;
   threadIdx = resumed.index;
   resumed.state = State::kReady;
+  StackInUse::leave(scheduler_stack, resumed.stack);
   resumed.fiber = std::move(resumed.fiber).resume();
+  StackInUse::enter(scheduler_stack);
   thread = nullptr;
 }
 
@@ -273,7 +323,7 @@ int number_from_environment(const char* name, int otherwise) {
 }  // namespace
 
 int compute_capability() { return GEMMA_SIMT_ARCHITECTURE; }
-int multiprocessors() { return number_from_environment("GEMMA_SIMT_MULTIPROCESSORS", 17); }
+int multiprocessors() { return number_from_environment("GEMMA_SIMT_MULTIPROCESSORS", 5); }
 
 int shared_memory_of_block() {
   switch (compute_capability()) {
@@ -364,7 +414,7 @@ void gather(unsigned lanes, void* record, void (*meet)(void* const*)) {
   gathering.meet = meet;
   gathering.records[number - first] = record;
   ++gathering.came;
-  if (is_complete(gathering, first, lanes)) {
+  if (gathering.is_complete()) {
     complete(gathering, first, lanes);
   } else {
     yield(State::kGathering);

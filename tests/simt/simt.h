@@ -1,13 +1,13 @@
 #pragma once
 
-// Runs CUDA kernels on the CPU, so that tests can follow them where there is no GPU. Every thread of a block is a fiber;
-// all fibers share one thread of the host, and go on until they must wait: for the rest of their warp or block, or for
-// memory that others write. So a run is repeatable, and GEMMA_SIMT_SEED=n makes another one of it.
+// Runs CUDA kernels on the CPU, so that tests can follow them where there is no GPU. Every thread of a block is a
+// fiber; all fibers share one thread of the host, and go on until they must wait: for the rest of their warp or block,
+// or for memory that others write. So a run is repeatable, and GEMMA_SIMT_SEED=n makes another one of it.
 //
 // What it finds: wrong results, reads of memory that nothing was written to (all memory begins as not-a-number), blocks
-// that wait for ever, warps whose threads disagree about where they meet, copies that are misaligned, leave shared memory,
-// or are looked at too early (they arrive at random times). What it cannot find: missing fences, data races between
-// threads that happen to run in a good order, and anything about speed.
+// that wait for ever, warps whose threads disagree about where they meet, copies that are misaligned, leave shared
+// memory, or are looked at too early (they arrive at random times). What it cannot find: missing fences, data races
+// between threads that happen to run in a good order, and anything about speed.
 //
 // Kernels are compiled by the host's compiler as C++, with include/ in the place of CUDA's headers and kernels/ in the
 // place of those of our own that are made of machine instructions.

@@ -24,8 +24,8 @@ struct cublasLtMatrixLayoutOpaque_t {
   std::int64_t pitch;
 };
 using cublasLtMatrixLayout_t = cublasLtMatrixLayoutOpaque_t*;
-cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t, cudaDataType_t, std::uint64_t rows, std::uint64_t columns,
-                                        std::int64_t pitch);
+cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t, cudaDataType_t, std::uint64_t rows,
+                                        std::uint64_t columns, std::int64_t pitch);
 
 struct cublasLtMatmulDescOpaque_t {
   cublasOperation_t transposes_first;

@@ -10,8 +10,8 @@ struct __nv_bfloat16 {
   __nv_bfloat16() = default;
   __nv_bfloat16(float value) {
     const unsigned full = __float_as_uint(value);
-    bits = value != value ? std::uint16_t{0x7fff}
-                          : static_cast<std::uint16_t>((full + 0x7fff + (full >> 16 & 1)) >> 16);
+    bits =
+        value != value ? std::uint16_t{0x7fff} : static_cast<std::uint16_t>((full + 0x7fff + (full >> 16 & 1)) >> 16);
   }
   operator float() const { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
 };
