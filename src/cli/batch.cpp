@@ -93,6 +93,7 @@ Command add_batch_command(CLI::App& program) {
                               ->type_name("OUTPUT")
                               ->check(is_named);
   options->common.engine.sequences = 0;
+  options->common.engine.prefixes = EngineOptions::kUsualPrefixes;  // with --parallel 1, too
   add_generation_options(*app, options->generation);
   add_template_options(*app, options->generation);
   add_engine_options(*app, options->common);
