@@ -28,6 +28,9 @@ enum class CacheType {
 
 /// What is fixed while an engine lives.
 struct EngineOptions {
+  static constexpr int kMostSequences = 4096;
+  static constexpr int kUsualPrefixes = 4;
+
   std::filesystem::path model;  ///< a .gemma file; empty: the built-in demo model
   std::string device = "auto";  ///< "auto", "cpu", "cuda" or "cuda:N"
   int threads = 0;              ///< CPU threads; 0: one for each core that the process may use
@@ -36,7 +39,11 @@ struct EngineOptions {
                                 ///< never results.
   int window = 0;               ///< narrows the sliding window of the local layers; 0: the model's own
   CacheType cache = CacheType::kAuto;
-  int sequences = 1;  ///< requests that are worked on at once; 0: as many as fit, up to 64 (8 on the CPU)
+  int sequences = 1;  ///< requests that are worked on at once, up to kMostSequences; 0: as many as fit, up to 64 (8 on
+                      ///< the CPU)
+  /// Beginnings that requests share, kept beside those that are worked on. Each may take the memory of a sequence's
+  /// sliding window; there are fewer where it does not fit. Not set: kUsualPrefixes, or none for one request at once.
+  std::optional<int> prefixes = {};
   std::size_t checkpoint_bytes = std::size_t{1} << 30;  ///< host memory for going back in conversations
 };
 
@@ -151,7 +158,8 @@ struct EngineInfo {
 /// Many requests share the work (continuous batching): each step takes one token further every answer that is being
 /// made, and reads a part of the prompts of those that came next. A request is admitted, in the order of submission,
 /// when the cache can hold it to its longest possible answer. What requests submitted together have in common at their
-/// beginning is read once. The result of a request depends on nothing but the request: not on others, not on the chunk.
+/// beginning is read once, see EngineOptions::prefixes. The result of a request depends on nothing but the request: not
+/// on others, not on the chunk.
 class Engine {
  public:
   /// @throws Error if the model cannot be loaded, or does not fit, or the device does not exist.

@@ -80,7 +80,7 @@ Command add_batch_command(CLI::App& program) {
   app->add_flag("--overwrite", options->overwrite, "Replace OUTPUT if it exists [off]");
   app->add_option("--parallel", options->common.engine.sequences, "Prompts at once [as many as fit]")
       ->type_name("N")
-      ->check(whole_number(1, 1 << 16));
+      ->check(whole_number(1, EngineOptions::kMostSequences));
   options->shard_option = app->add_option_function<std::string>(
                                  "--shard", [options](const std::string& text) { parse_shard(text, options->shard); },
                                  "Every N-th prompt from the I-th on [by srun or mpirun]")
@@ -93,6 +93,7 @@ Command add_batch_command(CLI::App& program) {
                               ->type_name("OUTPUT")
                               ->check(is_named);
   options->common.engine.sequences = 0;
+  options->common.engine.prefixes = EngineOptions::kUsualPrefixes;  // with --parallel 1, too
   add_generation_options(*app, options->generation);
   add_template_options(*app, options->generation);
   add_engine_options(*app, options->common);

@@ -86,8 +86,8 @@ Batch next_rows(KvCache& cache, KvCache::Id id, std::span<const int> tokens) {
 }
 
 /// Requests that are worked on at once when as many as fit are asked for: tried first, then half of it, and so on.
-constexpr int kMostSequences = 64;
-constexpr int kMostSequencesOnCpu = 8;
+constexpr int kUsualSequences = 64;
+constexpr int kUsualSequencesOnCpu = 8;
 
 /// Positions that a request is expected to take, where many share the pool of pages.
 constexpr int kTypicalPositions = 2048;
@@ -110,23 +110,35 @@ KvType kv_type(CacheType cache, bool is_on_gpu) {
   return is_on_gpu ? KvType::kBf16 : KvType::kF32;
 }
 
-/// The cache for some requests at once: one of any length, and others of the typical one; and for what prompts share.
-KvLayout plan_cache(int window, int context, int sequences, KvType type) {
-  KvLayout kv = plan_kv_cache(window, context, sequences, type);
-  if (sequences == 1) return kv;
-  kv.rings = sequences + 1;
-  kv.pages = KvCache::pages_for(context) + sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
+/// What the cache has rings for: requests at once, and what their prompts share.
+struct Places {
+  int sequences = 1;
+  int prefixes = 0;
+};
+
+/// The cache for one request of any length, and others of the typical one.
+KvLayout plan_cache(int window, int context, Places places, KvType type) {
+  KvLayout kv = plan_kv_cache(window, context, places.sequences, type);
+  kv.rings = places.sequences + places.prefixes;
+  if (kv.rings == 1) return kv;
+  kv.pages = KvCache::pages_for(context) + places.sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
   return kv;
 }
 
-/// Calls make(sequences) with as many as fit.
+/// Calls make(places) with as many as fit; rather with half the sequences than without any prefix.
 template <class Make>
-std::unique_ptr<Device> make_with_room(int most, const Make& make) {
-  for (int sequences = most;; sequences /= 2) {
+std::unique_ptr<Device> make_with_room(Places most, int fewest_sequences, const Make& make) {
+  for (Places places = most;;) {
     try {
-      return make(sequences);
+      return make(places);
     } catch (const OutOfMemory&) {
-      if (sequences == 1) throw;
+      if (places.prefixes > 1 || (places.prefixes == 1 && places.sequences == fewest_sequences)) {
+        places.prefixes /= 2;
+      } else if (places.sequences > fewest_sequences) {
+        places = {places.sequences / 2, most.prefixes};
+      } else {
+        throw;
+      }
     }
   }
 }
@@ -157,8 +169,14 @@ Engine::State::State(const EngineOptions& options) {
     throw Error("the context must be between 1 and 16777216 positions");
   if (options.window < 0) throw Error("the window must be at least 1");
   if (options.threads < 0) throw Error("the number of threads must be at least 1");
-  if (options.sequences < 0 || options.sequences > 4096)
-    throw Error("the number of requests at once must be between 1 and 4096");
+  if (options.sequences < 0 || options.sequences > EngineOptions::kMostSequences) {
+    throw Error("the number of requests at once must be between 1 and " +
+                std::to_string(EngineOptions::kMostSequences));
+  }
+  const int prefixes = options.prefixes.value_or(options.sequences == 1 ? 0 : EngineOptions::kUsualPrefixes);
+  if (prefixes < 0 || prefixes > EngineOptions::kMostSequences) {
+    throw Error("the number of prefixes must be between 0 and " + std::to_string(EngineOptions::kMostSequences));
+  }
 
   model = options.model.empty() ? load_demo_model() : load_model(options.model);
   check_scales(model);
@@ -187,22 +205,25 @@ Engine::State::State(const EngineOptions& options) {
   if (options.device == "auto" && !why_not_cuda.empty() && has_cuda_device()) info.why_not_cuda = why_not_cuda;
   chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
   const KvType type = kv_type(options.cache, gpu.has_value());
-  const auto make_device = [&](int sequences) {
-    const KvLayout kv = plan_cache(info.window, info.context, sequences, type);
-    const int max_rows = chunk + sequences;
+  const auto make_device = [&](Places places) {
+    info.sequences = places.sequences;
+    const KvLayout kv = plan_cache(info.window, info.context, places, type);
+    const int max_rows = chunk + places.sequences;
     return gpu ? make_cuda_device(model, {.ordinal = *gpu, .max_rows = max_rows, .kv = kv})
                : make_cpu_device(model, {.threads = options.threads, .max_rows = max_rows, .kv = kv});
   };
-  device = options.sequences != 0 ? make_device(options.sequences)
-                                  : make_with_room(gpu ? kMostSequences : kMostSequencesOnCpu, make_device);
+  const int usual = gpu ? kUsualSequences : kUsualSequencesOnCpu;
+  const Places most{.sequences = options.sequences != 0 ? options.sequences : usual, .prefixes = prefixes};
+  device = make_with_room(most, options.sequences != 0 ? options.sequences : 1, make_device);
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
-  scheduler.emplace(
-      config, *device, *cache,
-      SchedulerLimits{.chunk = chunk, .mixed_chunk = mixed_chunk, .checkpoint_bytes = options.checkpoint_bytes});
+  scheduler.emplace(config, *device, *cache,
+                    SchedulerLimits{.parallel = info.sequences,
+                                    .chunk = chunk,
+                                    .mixed_chunk = mixed_chunk,
+                                    .checkpoint_bytes = options.checkpoint_bytes});
 
   info.cache_bytes = kv_bytes(config, info.window, info.context, type).total();
-  info.sequences = std::max(device->kv_layout().rings - 1, 1);
   info.device_bytes = device->memory_bytes();
   info.device = device->description();
   info.device_kind = gpu ? "cuda" : "cpu";

@@ -78,22 +78,30 @@ void KvCache::remove(Id id) {
   sequence = Sequence{};
 }
 
-int KvCache::pages_for_fork(const Sequence& parent, int max_length) const {
-  // Once a partly filled page is shared, each of the two may have to copy it: the child's own pages include its copy.
-  const int child_pages = blocks_for(max_length) - parent.length / kPagePositions;
-  const int parent_copy = is_partial(parent.length) && page_users_[parent.pages.back()] == 1 ? 1 : 0;
-  return child_pages + parent_copy;
+int KvCache::pages_for_fork(Id id, int length, int max_length) const {
+  // Once a partly filled page is shared, each of the two must copy it before it writes to it. One that cannot grow
+  // never does.
+  const Sequence& parent = alive(id);
+  const int child_pages = max_length > length ? blocks_for(max_length) - length / kPagePositions : 0;
+  const bool shares_last = blocks_for(length) == blocks_for(parent.length);
+  const bool is_parents_copy_due = shares_last && is_partial(parent.length) && parent.length < parent.max_length &&
+                                   page_users_[parent.pages.back()] == 1;
+  return child_pages + (is_parents_copy_due ? 1 : 0);
 }
 
-bool KvCache::can_fork(Id id, int max_length) const {
-  const Sequence& parent = alive(id);
-  return has_unused_sequence() && max_length >= parent.length && pages_for_fork(parent, max_length) <= free_pages();
+bool KvCache::can_fork(Id id, int length, int max_length) const {
+  return has_unused_sequence() && max_length >= length && has_window_before(id, length) &&
+         pages_for_fork(id, length, max_length) <= free_pages();
 }
 
-KvCache::Id KvCache::fork(Id id, int max_length) {
+KvCache::Id KvCache::fork(Id id, int length, int max_length) {
   const Sequence& parent = alive(id);
-  if (max_length < parent.length) throw Error("a fork cannot be shorter than what it forks from");
-  const int pages = pages_for_fork(parent, max_length);
+  if (max_length < length) throw Error("a fork cannot be shorter than what it forks from");
+  if (!has_window_before(id, length)) {
+    throw Error("the cache cannot fork what was " + std::to_string(length) +
+                " positions long: what the sliding window needs has been overwritten");
+  }
+  const int pages = pages_for_fork(id, length, max_length);
   if (pages > free_pages()) {
     throw Error("no room for a fork of " + std::to_string(max_length) + " positions: it needs " +
                 std::to_string(pages) + " more cache pages, " + std::to_string(free_pages()) + " are free");
@@ -103,14 +111,28 @@ KvCache::Id KvCache::fork(Id id, int max_length) {
   Sequence& copy = sequences_[child];
   copy.is_alive = true;
   copy.max_length = max_length;
-  copy.length = parent.length;
-  copy.oldest_in_ring = parent.oldest_in_ring;
-  copy.pages = parent.pages;
+  copy.length = length;
+  copy.oldest_in_ring = std::min(parent.oldest_in_ring, length);
+  copy.pages.assign(parent.pages.begin(), parent.pages.begin() + blocks_for(length));
   for (int page : copy.pages) ++page_users_[page];
   return child;
 }
 
 int KvCache::length(Id id) const { return alive(id).length; }
+
+bool KvCache::has_window_before(Id id, int length) const {
+  const Sequence& sequence = alive(id);
+  return length >= 0 && length <= sequence.length && is_window_within(length, sequence.oldest_in_ring);
+}
+
+bool KvCache::will_have_window_before(int earlier, int length) const {
+  return is_window_within(earlier, length - device_.kv_layout().ring_slots);
+}
+
+bool KvCache::is_window_within(int length, int oldest_in_ring) const {
+  const bool is_needed = length > 0 && device_.slot_bytes() > 0;
+  return !is_needed || first_visible(length, device_.kv_layout().window) >= std::min(length, oldest_in_ring);
+}
 
 SequenceRows KvCache::extend(Id id, int count) {
   Sequence& sequence = alive(id);
@@ -213,17 +235,23 @@ std::size_t KvCache::checkpoint_bytes() const {
   return bytes;
 }
 
-int KvCache::free_pages() const {
+int KvCache::free_pages_without(std::span<const Id> ids) const {
   int pages = static_cast<int>(free_.size());
-  for (const Sequence& sequence : sequences_) {
-    if (sequence.is_alive) pages -= pages_to_come(sequence, sequence.length);
+  std::vector<int> page_users = page_users_;
+  for (const Id id : ids) {
+    for (const int page : alive(id).pages) pages += --page_users[page] == 0 ? 1 : 0;
+  }
+  for (Id id = 0; id < static_cast<Id>(sequences_.size()); ++id) {
+    if (!sequences_[id].is_alive || std::find(ids.begin(), ids.end(), id) != ids.end()) continue;
+    pages -= pages_to_come(sequences_[id], sequences_[id].length, page_users);
   }
   return pages;
 }
 
-int KvCache::pages_to_come(const Sequence& sequence, int length) const {
+int KvCache::pages_to_come(const Sequence& sequence, int length, std::span<const int> page_users) {
   const int held = blocks_for(length);
-  const bool is_copy_due = is_partial(length) && page_users_[sequence.pages[held - 1]] > 1;
+  const bool may_write = length < sequence.max_length;
+  const bool is_copy_due = may_write && is_partial(length) && page_users[sequence.pages[held - 1]] > 1;
   return blocks_for(sequence.max_length) - held + (is_copy_due ? 1 : 0);
 }
 

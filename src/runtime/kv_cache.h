@@ -49,11 +49,23 @@ class KvCache {
   bool can_create(int max_length) const;
   void remove(Id id);
 
-  /// A sequence that has the same past: rings are copied, pages are shared until one of the two writes to them.
-  Id fork(Id id, int max_length);
-  bool can_fork(Id id, int max_length) const;
+  /// A sequence that has the same past, up to `length`: rings are copied, pages are shared until one of the two writes
+  /// to them.
+  /// @throws Error if the window before `length` has left the ring, no ring is free or the pool cannot promise the
+  ///         pages.
+  Id fork(Id id, int length, int max_length);
+  Id fork(Id id, int max_length) { return fork(id, length(id), max_length); }
+  bool can_fork(Id id, int length, int max_length) const;
+  bool can_fork(Id id, int max_length) const { return can_fork(id, length(id), max_length); }
 
-  int length(Id id) const;  ///< positions in the cache
+  /// Pages that must be free for a fork: its own, and a copy of the page that both may go on to write.
+  int pages_for_fork(Id id, int length, int max_length) const;
+
+  int length(Id id) const;                          ///< positions in the cache
+  bool has_window_before(Id id, int length) const;  ///< in the ring: all that the next position sees
+
+  /// Whether a sequence that has grown to `length` still has the window before an earlier length.
+  bool will_have_window_before(int earlier, int length) const;
 
   /// Makes room for `count` more positions. The rows that fill them must go through the device before any other call.
   /// @return what the step's SequenceRows needs: ring, pages and the position of the first row. The pages' span lives
@@ -82,8 +94,9 @@ class KvCache {
   /// Forgets the oldest checkpoint of a sequence. @return whether there was one.
   bool drop_oldest_checkpoint(Id id);
 
-  std::size_t checkpoint_bytes() const;  ///< held aside for all checkpoints
-  int free_pages() const;                ///< pages neither in use nor promised
+  std::size_t checkpoint_bytes() const;                      ///< held aside for all checkpoints
+  int free_pages() const { return free_pages_without({}); }  ///< pages neither in use nor promised
+  int free_pages_without(std::span<const Id> ids) const;     ///< the same if these sequences were removed
 
   /// Pages that a sequence of so many positions takes.
   static int pages_for(int positions);
@@ -105,14 +118,15 @@ class KvCache {
   };
 
   const Sequence& alive(Id id) const;
+  bool is_window_within(int length, int oldest_in_ring) const;
   Sequence& alive(Id id);
   bool has_unused_sequence() const;
   Id unused_sequence() const;
-  int pages_for_fork(const Sequence& parent, int max_length) const;
 
   // Pages that the sequence may still take from the pool once it has `length` positions: those it will grow into, and a
-  // copy of its last page if that is partly filled and shared.
-  int pages_to_come(const Sequence& sequence, int length) const;
+  // copy of its last page if that is partly filled and shared by `page_users`.
+  static int pages_to_come(const Sequence& sequence, int length, std::span<const int> page_users);
+  int pages_to_come(const Sequence& sequence, int length) const { return pages_to_come(sequence, length, page_users_); }
   int take_page();
   void release_pages(Sequence& sequence, int count);  // all but the first `count`
 

@@ -14,9 +14,6 @@
 namespace gemma {
 namespace {
 
-/// What prompts must have in common before it is worth a copy of a ring.
-constexpr int kMinShared = 64;
-
 /// Waiting jobs that are looked at for what they have in common with the first.
 constexpr std::size_t kLookAhead = 64;
 
@@ -24,11 +21,6 @@ constexpr std::size_t kLookAhead = 64;
 constexpr int kRereadRows = 64;
 
 int size_of(const std::vector<TextToken>& text) { return static_cast<int>(text.size()); }
-
-int common_prefix(std::span<const TextToken> a, std::span<const TextToken> b) {
-  const auto [end, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
-  return static_cast<int>(end - a.begin());
-}
 
 /// Makes calls one after the other, even if one throws: what one listener throws must not cost the others what they
 /// wait for.
@@ -72,13 +64,6 @@ struct Scheduler::Session {
   std::vector<TextToken> text;  // what is in the cache
 };
 
-/// What a job's prompt has in common with those of jobs behind it.
-struct Scheduler::Prefix {
-  std::vector<TextToken> text;
-  Ticket reader = 0;                    // the job that reads it
-  std::optional<KvCache::Id> sequence;  // when it has been read
-};
-
 struct Scheduler::Step {
   /// What a job has in the step.
   struct Part {
@@ -95,7 +80,13 @@ struct Scheduler::Step {
 };
 
 Scheduler::Scheduler(const Config& config, Device& device, KvCache& cache, const SchedulerLimits& limits)
-    : config_(config), device_(device), cache_(cache), limits_(limits) {}
+    : config_(config),
+      device_(device),
+      cache_(cache),
+      limits_(limits),
+      prefixes_(cache, device.kv_layout().rings - limits.parallel) {
+  assert(limits.parallel >= 1 && limits.parallel <= device.kv_layout().rings);
+}
 
 Scheduler::~Scheduler() {
   try {
@@ -104,8 +95,6 @@ Scheduler::~Scheduler() {
     // Whatever is wrong with the device shows again when it is used next.
   }
 }
-
-int Scheduler::max_parallel() const { return std::max(device_.kv_layout().rings - 1, 1); }
 
 // --- jobs ---
 
@@ -166,7 +155,7 @@ void Scheduler::end(Active& job, bool is_complete) {
       if (part.job == &job) part.job = nullptr;
     }
   }
-  if (prefix_ && prefix_->reader == job.ticket && !prefix_->sequence) prefix_.reset();
+  prefixes_.end_reading(job.ticket);
   if (job.job.session) {
     // A step that ran ahead has left a token in the cache that is not part of the text.
     const int length = std::min(size_of(job.text), cache_.length(job.sequence));
@@ -208,7 +197,7 @@ void Scheduler::abandon() {
   }
   active_.clear();
   waiting_.clear();
-  drop_prefix();
+  prefixes_.drop_all();
 }
 
 // --- sessions ---
@@ -216,7 +205,7 @@ void Scheduler::abandon() {
 int Scheduler::open_session() {
   const int context = device_.kv_layout().context;
   const int open = static_cast<int>(sessions_.size());
-  if (open + active_without_session() >= max_parallel()) {
+  if (open + active_without_session() >= limits_.parallel) {
     throw Error("no room for another session: " + std::to_string(open) + " are open, and " +
                 std::to_string(active_without_session()) + " other requests are worked on");
   }
@@ -224,7 +213,7 @@ int Scheduler::open_session() {
     return job->job.session || fits_beside(open + 1, job->limit);
   });
   if (!leaves_room) throw Error("no room for another session beside the requests that wait");
-  if (!cache_.can_create(context)) drop_kept_prefix();
+  prefixes_.make_room(KvCache::pages_for(context));
   const int sequence = cache_.create(context);
   sessions_.emplace(sequence, Session{});
   return sequence;
@@ -239,7 +228,7 @@ void Scheduler::close_session(int session) {
 
 bool Scheduler::fits_beside(int sessions, int max_length) const {
   const KvLayout& layout = device_.kv_layout();
-  return sessions < max_parallel() &&
+  return sessions < limits_.parallel &&
          KvCache::pages_for(max_length) <= layout.pages - sessions * KvCache::pages_for(layout.context);
 }
 
@@ -279,7 +268,7 @@ bool Scheduler::start(Active& job) {
 bool Scheduler::start_in_session(Active& job) {
   job.sequence = *job.job.session;
   // The last token of the prompt must be read in any case: the answer's first follows from it.
-  const int common = std::min(common_prefix(sessions_.at(job.sequence).text, job.text), job.prompt_size - 1);
+  const int common = std::min(common_length(sessions_.at(job.sequence).text, job.text), job.prompt_size - 1);
   const int length = cache_.nearest_length(job.sequence, common);
   cache_.truncate(job.sequence, length);
   if (length > 0) cache_.checkpoint(job.sequence, length);
@@ -287,61 +276,35 @@ bool Scheduler::start_in_session(Active& job) {
 }
 
 bool Scheduler::start_in_new_sequence(Active& job) {
-  if (active_without_session() + static_cast<int>(sessions_.size()) >= max_parallel()) return false;
+  if (active_without_session() + static_cast<int>(sessions_.size()) >= limits_.parallel) return false;
 
-  if (prefix_ && common_prefix(prefix_->text, job.text) >= kMinShared) {
-    if (!prefix_->sequence) return false;  // it will have been read soon
-    if (fork_from_prefix(job, job.limit)) return true;
-    if (!active_.empty() && !cache_.can_create(job.limit)) return false;
-  }
-  if (!cache_.can_create(job.limit)) drop_kept_prefix();
-  if (!cache_.can_create(job.limit)) return false;
-  job.sequence = cache_.create(job.limit);
-  keep_prefix_for_others(job);
-  return true;
-}
-
-bool Scheduler::fork_from_prefix(Active& job, int max_length) {
-  if (!cache_.can_fork(*prefix_->sequence, max_length)) return false;
-  const int shared = std::min(common_prefix(prefix_->text, job.text), job.prompt_size - 1);
-  const KvCache::Id fork = cache_.fork(*prefix_->sequence, max_length);
-  if (!cache_.can_truncate(fork, shared)) {
-    cache_.remove(fork);
+  const Prefixes::Match known = prefixes_.find(job.text);
+  if (known.length > 0 && !known.sequence) return false;  // it will have been read soon
+  const auto fork_pages = [&] { return cache_.pages_for_fork(*known.sequence, known.length, job.limit); };
+  if (known.length > 0 && prefixes_.make_room(fork_pages(), known.sequence)) {
+    job.sequence = prefixes_.fork(known, job.limit);
+  } else if (prefixes_.make_room(KvCache::pages_for(job.limit))) {
+    job.sequence = cache_.create(job.limit);
+  } else {
     return false;
   }
-  cache_.truncate(fork, shared);
-  job.sequence = fork;
+  prefixes_.plan(job.ticket, job.text, cache_.length(job.sequence), behind_first());
   return true;
 }
 
-void Scheduler::keep_prefix_for_others(Active& job) {
-  if (device_.kv_layout().rings < 2) return;
-  int shared = 0;
-  const std::size_t others = std::min(waiting_.size(), kLookAhead);
-  for (std::size_t i = 1; i < others; ++i) {
-    if (!waiting_[i]->job.session) shared = std::max(shared, common_prefix(job.text, waiting_[i]->text));
+std::vector<Prefixes::Text> Scheduler::behind_first() const {
+  std::vector<Prefixes::Text> texts;
+  const std::size_t end = std::min(waiting_.size(), kLookAhead);
+  for (std::size_t i = 1; i < end; ++i) {
+    if (!waiting_[i]->job.session) texts.emplace_back(waiting_[i]->text);
   }
-  shared = std::min(shared, job.prompt_size - 1);
-  if (shared < kMinShared) return;
-  drop_prefix();
-  prefix_ = std::make_unique<Prefix>();
-  prefix_->text.assign(job.text.begin(), job.text.begin() + shared);
-  prefix_->reader = job.ticket;
-}
-
-void Scheduler::drop_kept_prefix() {
-  if (prefix_ && prefix_->sequence) drop_prefix();
-}
-
-void Scheduler::drop_prefix() {
-  if (prefix_ && prefix_->sequence) cache_.remove(*prefix_->sequence);
-  prefix_.reset();
+  return texts;
 }
 
 // --- steps ---
 
 void Scheduler::make_way() {
-  drop_kept_prefix();
+  prefixes_.drop_kept();
   for (Step& step : steps_) step.is_pure = false;
 }
 
@@ -383,8 +346,7 @@ void Scheduler::begin_step() {
     const auto next = job->text.begin() + length;
     const auto run_end = std::find_if(next, job->text.end(), [kind](const TextToken& t) { return t.kind != kind; });
     int rows = static_cast<int>(run_end - next);
-    if (prefix_ && prefix_->reader == job->ticket && !prefix_->sequence && length < size_of(prefix_->text))
-      rows = std::min(rows, size_of(prefix_->text) - length);
+    if (const auto stop = prefixes_.planned_length(job->ticket)) rows = std::min(rows, *stop - length);
     rows = std::min(rows, kind == RowKind::kPrompt ? prompt_rows : std::min(prompt_rows, reread_rows));
     if (rows <= 0) continue;
     prompt_rows -= rows;
@@ -485,13 +447,7 @@ void Scheduler::take_results(Active& job, int length, const Output* output) {
 
 void Scheduler::after_reading(Active& job) {
   const int length = cache_.length(job.sequence);
-  if (prefix_ && prefix_->reader == job.ticket && !prefix_->sequence && length == size_of(prefix_->text)) {
-    if (cache_.can_fork(job.sequence, length)) {
-      prefix_->sequence = cache_.fork(job.sequence, length);
-    } else {
-      prefix_.reset();
-    }
-  }
+  prefixes_.after_reading(job.ticket, job.sequence);
   // From before the prompt's last token, another answer to the same prompt can be made.
   const int retry = job.prompt_size - 1;
   if (job.job.session && length == job.prompt_size && retry > 0 && cache_.can_truncate(job.sequence, retry)) {

@@ -11,17 +11,10 @@
 #include "device/device.h"
 #include "model/config.h"
 #include "runtime/kv_cache.h"
+#include "runtime/prefixes.h"
+#include "runtime/text_token.h"
 
 namespace gemma {
-
-/// A token of a text, and which family of kernels reads it: an answer that is read again keeps the kernels that made
-/// it.
-struct TextToken {
-  int id = 0;
-  RowKind kind = RowKind::kPrompt;
-
-  friend bool operator==(const TextToken&, const TextToken&) = default;
-};
 
 /// Hears of a job as it goes on. It may submit and cancel jobs.
 class JobListener {
@@ -56,9 +49,10 @@ struct Job {
   std::unique_ptr<JobListener> listener;
 };
 
-/// How much work goes into a step.
+/// How much is worked on at once.
 struct SchedulerLimits {
-  int chunk = 1;                     ///< rows of prompts
+  int parallel = 1;                  ///< jobs, and open sessions; rings beyond them keep what prompts share
+  int chunk = 1;                     ///< rows of prompts in a step
   int mixed_chunk = 1;               ///< the same in steps that also make tokens, which must not wait for long
   std::size_t checkpoint_bytes = 0;  ///< that sessions may hold aside to go back
 };
@@ -68,7 +62,7 @@ struct SchedulerLimits {
 /// A step has one row for every answer that is being made, and as many prompt rows as the limits allow, of the jobs
 /// that were submitted first. A job is admitted, in the order of submission, when the cache has room for it to its
 /// longest answer, so one that has begun never waits again. What a job has in common with those that wait behind it is
-/// kept when it has been read, and they are forked from it.
+/// kept when it has been read, and they are forked from it: Prefixes.
 ///
 /// Where the device runs ahead, the step after the present one is given out before the present one's tokens are looked
 /// at, if it has the same answers in it.
@@ -76,7 +70,7 @@ class Scheduler {
  public:
   using Ticket = std::uint64_t;
 
-  /// @param device, cache  must outlive this. With more than one ring, one is kept for what prompts have in common.
+  /// @param device, cache  must outlive this.
   Scheduler(const Config& config, Device& device, KvCache& cache, const SchedulerLimits& limits);
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
@@ -108,16 +102,12 @@ class Scheduler {
   struct Active;
   struct Session;
   struct Step;
-  struct Prefix;
 
   void admit();
   bool start(Active& job);
   bool start_in_session(Active& job);
   bool start_in_new_sequence(Active& job);
-  bool fork_from_prefix(Active& job, int max_length);
-  void keep_prefix_for_others(Active& job);
-  void drop_prefix();
-  void drop_kept_prefix();  // if it has been read
+  std::vector<Prefixes::Text> behind_first() const;  // texts that wait, as far as it is worth looking
   void end(Active& job, bool is_complete);
   void end_without_step();  // jobs that are cancelled, or want no tokens
   void abandon();
@@ -131,7 +121,6 @@ class Scheduler {
   void take_results(Active& job, int length, const Output* output);
   void after_reading(Active& job);
   void trim_checkpoints();
-  int max_parallel() const;
   bool fits_beside(int sessions, int max_length) const;
   int active_without_session() const;
   bool is_busy(int session) const;
@@ -144,7 +133,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Active>> waiting_;
   std::vector<std::unique_ptr<Active>> active_;  // in the order of submission
   std::map<int, Session> sessions_;              // by their sequence
-  std::unique_ptr<Prefix> prefix_;
+  Prefixes prefixes_;
   std::deque<Step> steps_;  // under way: at most two
 };
 

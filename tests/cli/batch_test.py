@@ -493,6 +493,7 @@ class BatchRefuses(BatchTest):
         self.assert_refuses(USAGE, "2/8", *self.command(file, "--shard", "3"))
         self.assert_refuses(USAGE, "--merge", *self.command(file, "--merge", "x"))
         self.assert_refuses(USAGE, "--parallel", *self.command(file, "--parallel", "0"))
+        self.assert_refuses(USAGE, "--parallel", *self.command(file, "--parallel", "4097"))
 
     def test_files_that_cannot_be_used(self):
         file = self.write(PROMPTS, "in.txt")

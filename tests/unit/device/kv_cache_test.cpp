@@ -149,21 +149,29 @@ class Player {
 
   void fork() {
     const KvCache::Id id = any();
-    if (!cache().can_fork(id, kContext)) {
+    const int whole = cache().length(id);
+    const int length = below(2) == 0 ? whole : whole - below(std::min(whole, 100) + 1);
+    if (!cache().can_fork(id, length, kContext)) {
       // It takes at most a whole sequence's pages and a copy of the page that both may go on to write.
-      ASSERT_TRUE(texts_.size() == kSequences || cache().free_pages() <= pages_for(kContext));
-      EXPECT_THROW(cache().fork(id, kContext), Error);
+      ASSERT_TRUE(texts_.size() == kSequences || cache().free_pages() <= pages_for(kContext) ||
+                  !cache().has_window_before(id, length));
+      EXPECT_THROW(cache().fork(id, length, kContext), Error);
       return;
     }
-    const KvCache::Id child = cache().fork(id, kContext);
-    const Text copy{texts_.at(id).tokens, {}};
+    const int pages = cache().free_pages() - cache().pages_for_fork(id, length, kContext);
+    const KvCache::Id child = cache().fork(id, length, kContext);
+    EXPECT_EQ(cache().free_pages(), pages);
+    Text copy{texts_.at(id).tokens, {}};
+    copy.tokens.resize(static_cast<std::size_t>(length));
     ASSERT_TRUE(texts_.try_emplace(child, copy).second);
     EXPECT_EQ(cache().length(child), static_cast<int>(copy.tokens.size()));
   }
 
   void remove() {
     const KvCache::Id id = any();
+    const int pages = cache().free_pages_without({&id, 1});
     cache().remove(id);
+    EXPECT_EQ(cache().free_pages(), pages);
     texts_.erase(id);
   }
 
@@ -406,6 +414,34 @@ TEST_P(CacheOnDevice, SharesThePagesOfAForkInsteadOfCopyingThem) {
   cache.remove(parent);
   EXPECT_EQ(cache.free_pages(), 3) << "the fork still holds the pages that it shared";
   cache.remove(fork);
+  EXPECT_EQ(cache.free_pages(), 8);
+}
+
+TEST_P(CacheOnDevice, TakesNoPagesForAForkThatCannotGrow) {
+  const Model model = tiny_model(GetParam(), 5);
+  ReaderOptions options;
+  options.sequences = 3;
+  options.pages = 8;
+  Reader reader(GetParam(), model, options);
+  KvCache& cache = reader.cache();
+  const KvCache::Id parent = cache.create(3 * kPagePositions);
+  reader.skip(parent, random_tokens(100, model.config.vocab_size, 66), 64);
+  EXPECT_EQ(cache.free_pages(), 5);
+  const KvCache::Id kept = cache.fork(parent, 100);
+  EXPECT_EQ(cache.free_pages(), 4) << "the parent will have to copy its last page";
+  EXPECT_THROW(cache.extend(kept, 1), Error);
+  const KvCache::Id child = cache.fork(kept, 80, 3 * kPagePositions);
+  EXPECT_EQ(cache.free_pages(), 2) << "one of three is shared";
+  EXPECT_EQ(cache.length(child), 80);
+  reader.skip(parent, random_tokens(20, model.config.vocab_size, 67), 64);
+  reader.skip(child, random_tokens(20, model.config.vocab_size, 68), 64);
+  EXPECT_EQ(cache.free_pages(), 2);
+  const KvCache::Id others[] = {parent, child};
+  EXPECT_EQ(cache.free_pages_without(others), 6);
+  cache.remove(parent);
+  cache.remove(child);
+  EXPECT_EQ(cache.free_pages(), 6);
+  cache.remove(kept);
   EXPECT_EQ(cache.free_pages(), 8);
 }
 

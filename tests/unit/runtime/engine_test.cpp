@@ -13,6 +13,10 @@
 #include <vector>
 
 #include "device/device.h"
+#include "model/model_file.h"
+#include "model/model_writer.h"
+#include "support/small_model.h"
+#include "support/temporary_directory.h"
 
 namespace gemma {
 
@@ -117,27 +121,97 @@ TEST_P(EngineTest, GivesARequestTheSameResultAloneAndAmongOthers) {
   }
 }
 
-TEST_P(EngineTest, ReadsASharedPrefixOnceAndChangesNoAnswerByIt) {
+/// A model with random weights and the demo model's tokenizer, so small that hundreds of requests take a second.
+Model tiny_model() {
+  Config config = small_config(/*width_multiple=*/64);
+  config.layers = alternating_layers(4);
+  config.vocab_size = load_demo_model().config.vocab_size;
+  config.window = 40;
+  Model model = random_model(config, 3);
+  model.tokenizer = load_demo_model().tokenizer;  // in the program itself, which outlives every model
+  return model;
+}
+
+TEST_P(EngineTest, GivesAHundredRequestsTheSameResultsAloneTogetherAndInOtherChunks) {
+  const TemporaryDirectory directory;
+  EngineOptions tiny = options();
+  tiny.model = directory / "tiny.gemma";
+  save_model(tiny_model(), tiny.model);
+  std::vector<Request> requests = mixed_requests(100);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    // Half of them follow one of two instructions, some are long enough for the window to move on.
+    std::string instruction;
+    for (std::size_t word = 0; word < (i % 4 < 2 ? 40 : i % 11 == 3 ? 60 : 0); ++word)
+      instruction += kWords[(word * word + i % 4) % 10];
+    requests[i].prompt = instruction + requests[i].prompt;
+    requests[i].options.max_tokens = 1 + static_cast<int>(i * 7) % 24;
+  }
+  std::vector<std::string> expected;
+  Engine alone(tiny);
+  for (const Request& request : requests) expected.push_back(essence(alone.generate(request)));
+  const std::pair<int, int> sequences_and_chunks[] = {{40, 0}, {40, 13}, {100, 0}, {100, 64}};
+  for (const auto& [sequences, chunk] : sequences_and_chunks) {
+    tiny.sequences = sequences;
+    tiny.chunk = chunk;
+    Engine engine(tiny);
+    EXPECT_EQ(engine.info().sequences, sequences);
+    const std::vector<Result> results = run_together(engine, requests);
+    int cached = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(essence(results[i]), expected[i])
+          << "request " << i << " among " << sequences << " at once, in chunks of " << chunk;
+      cached += results[i].cached_tokens > 0 ? 1 : 0;
+    }
+    EXPECT_GE(cached, 40) << "those behind an instruction";
+  }
+}
+
+/// Prompts behind long instructions that take turns.
+std::vector<Request> instructed_requests(int instructions, int count) {
   std::vector<Request> requests;
-  std::string instruction;
-  for (int i = 0; i < 30; ++i) instruction += kWords[(i * i + 3) % 10];
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < count; ++i) {
     Request request;
-    request.prompt = instruction;
+    for (int word = 0; word < 30; ++word) request.prompt += kWords[(word * word + 3 + i % instructions) % 10];
     for (int word = 0; word < 4; ++word) request.prompt += kWords[(i + word * word) % 10];
     request.options = {.max_tokens = 8, .seed = 7, .logprobs = 2};
     requests.push_back(request);
   }
+  return requests;
+}
+
+TEST_P(EngineTest, ReadsEachSharedPrefixOnceAndChangesNoAnswerByIt) {
   Engine alone(options());
-  Engine together(options(4));
-  const std::vector<Result> results = run_together(together, requests);
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const Result result = alone.generate(requests[i]);
-    EXPECT_EQ(essence(results[i]), essence(result));
-    EXPECT_EQ(result.cached_tokens, 0);
-    EXPECT_TRUE(i == 0 || results[i].cached_tokens >= 64) << results[i].cached_tokens;
-    EXPECT_EQ(results[i].timing.prompt_tokens, results[i].prompt_tokens - results[i].cached_tokens);
+  for (const int instructions : {1, 2, 3}) {
+    const std::vector<Request> requests = instructed_requests(instructions, 9);
+    std::vector<Result> expected;
+    for (const Request& request : requests) expected.push_back(alone.generate(request));
+    for (const int sequences : {1, 4}) {
+      EngineOptions sharing = options(sequences);
+      sharing.prefixes = 3;
+      Engine together(sharing);
+      const std::vector<Result> results = run_together(together, requests);
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(essence(results[i]), essence(expected[i]));
+        EXPECT_EQ(expected[i].cached_tokens, 0);
+        const bool is_first = i < static_cast<std::size_t>(instructions);
+        EXPECT_TRUE(is_first ? results[i].cached_tokens == 0 : results[i].cached_tokens >= 64)
+            << "request " << i << ", " << sequences << " at once: " << results[i].cached_tokens;
+        EXPECT_EQ(results[i].timing.prompt_tokens, results[i].prompt_tokens - results[i].cached_tokens);
+      }
+    }
   }
+}
+
+TEST_P(EngineTest, KeepsNoPrefixesForOneRequestAtOnceUnlessAsked) {
+  const std::vector<Request> requests = instructed_requests(1, 3);
+  Engine engine(options());
+  for (const Result& result : run_together(engine, requests)) EXPECT_EQ(result.cached_tokens, 0);
+  EngineOptions none = options(2);
+  none.prefixes = 0;
+  Engine without(none);
+  for (const Result& result : run_together(without, requests)) EXPECT_EQ(result.cached_tokens, 0);
+  none.prefixes = -1;
+  EXPECT_THROW(Engine{none}, Error);
 }
 
 TEST_P(EngineTest, GoesOnInASessionAsInAConversationRebuiltFromItsMessages) {

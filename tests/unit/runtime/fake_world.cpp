@@ -11,7 +11,7 @@ namespace {
 FakeOptions device_options(const WorldOptions& options) {
   FakeOptions fake;
   fake.kv = plan_kv_cache(options.window, options.context, options.sequences, KvType::kF32);
-  if (options.sequences > 1) fake.kv.rings = options.sequences + 1;
+  fake.kv.rings = options.sequences + options.prefixes;
   if (options.pages > 0) fake.kv.pages = options.pages;
   fake.max_rows = options.chunk + options.sequences;
   fake.runs_ahead = options.runs_ahead;
@@ -64,7 +64,8 @@ World::World(const WorldOptions& options)
     : device_(device_options(options)),
       cache_(device_),
       scheduler_(config_, device_, cache_,
-                 {.chunk = options.chunk,
+                 {.parallel = options.sequences,
+                  .chunk = options.chunk,
                   .mixed_chunk = options.mixed_chunk > 0 ? options.mixed_chunk : options.chunk,
                   .checkpoint_bytes = options.checkpoint_bytes}) {}
 

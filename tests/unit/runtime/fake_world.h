@@ -13,7 +13,8 @@
 namespace gemma {
 
 struct WorldOptions {
-  int sequences = 4;  ///< jobs at once; with more than one, there is a ring more for what prompts share
+  int sequences = 4;  ///< jobs at once
+  int prefixes = 1;   ///< kept beside them
   int context = 400;
   int window = 20;
   int pages = 0;  ///< 0: enough for all sequences

@@ -24,6 +24,7 @@ class Crowd {
     const std::size_t budgets[] = {0, 500, 5000, 1'000'000};
     options_.runs_ahead = runs_ahead;
     options_.sequences = 1 + below(5);
+    options_.prefixes = below(5);
     options_.context = 150 + below(300);
     options_.window = windows[below(5)];
     options_.chunk = chunks[below(5)];
@@ -32,7 +33,13 @@ class Crowd {
     const int context_pages = KvCache::pages_for(options_.context);
     options_.pages = context_pages + below(context_pages * options_.sequences);
     world_ = std::make_unique<World>(options_);
-    for (unsigned i = 0; i < 3; ++i) prefixes_.push_back(random_text(50 + below(options_.context - 60), seed + i));
+    for (unsigned i = 0; i < 6; ++i) prefixes_.push_back(random_text(50 + below(options_.context - 60), seed + i));
+    // Two of them part from another one on their way.
+    for (const std::size_t i : {1, 2}) {
+      const auto common = prefixes_[0].begin() + below(static_cast<int>(prefixes_[0].size()));
+      if (common - prefixes_[0].begin() >= std::ssize(prefixes_[i])) continue;
+      std::copy(prefixes_[0].begin(), common, prefixes_[i].begin());
+    }
   }
 
   void live(int moves) {
@@ -59,6 +66,8 @@ class Crowd {
     world_->run();
     for (const Submitted& job : jobs_) check(job);
     for (const auto& [session, text] : sessions_) world_->scheduler().close_session(session);
+    world_->scheduler().make_way();
+    EXPECT_EQ(world_->cache().free_pages(), options_.pages);
     EXPECT_EQ(world_->cache().checkpoint_bytes(), 0u);
   }
 
@@ -121,7 +130,7 @@ class Crowd {
     for (int count = 1 + below(6); count > 0; --count) {
       std::vector<TextToken> text;
       if (below(2) == 0) {
-        text = prefixes_[static_cast<std::size_t>(below(3))];
+        text = prefixes_[static_cast<std::size_t>(below(static_cast<int>(prefixes_.size())))];
         if (below(4) == 0) text.resize(1 + static_cast<std::size_t>(below(static_cast<int>(text.size()))));
       }
       const int room = options_.context - 1 - static_cast<int>(text.size());

@@ -321,7 +321,226 @@ TEST_P(SchedulerTest, GivesAPrefixUpForASessionOrAJobThatNeedsItsRoom) {
   EXPECT_NO_THROW(world.scheduler().open_session());
 }
 
+/// Jobs behind instructions that take turns: instruction, then what is each job's own.
+struct Interleaved {
+  std::vector<JobPlan> plans;
+  std::vector<std::shared_ptr<const JobLog>> logs;
+  std::vector<Scheduler::Ticket> tickets;
+};
+
+Interleaved submit_interleaved(World& world, int groups, int count, int instruction = 150, int own = 15) {
+  Interleaved jobs;
+  for (int i = 0; i < count; ++i) {
+    JobPlan plan;
+    plan.text = joined(random_text(instruction, 1000 + static_cast<unsigned>(i % groups)),
+                       random_text(own, static_cast<unsigned>(i)));
+    plan.seed = static_cast<std::uint64_t>(i);
+    jobs.plans.push_back(plan);
+    jobs.tickets.emplace_back();
+    jobs.logs.push_back(world.submit(plan, &jobs.tickets.back()));
+  }
+  return jobs;
+}
+
+TEST_P(SchedulerTest, ReadsTheInstructionOfEachGroupOnceHoweverTheyAlternate) {
+  for (const int sequences : {1, 2, 4, 9}) {
+    for (const int groups : {1, 2, 3}) {
+      for (const int chunk : {10, 64, 1000}) {
+        SCOPED_TRACE(std::to_string(groups) + " groups, " + std::to_string(sequences) + " jobs at once, chunks of " +
+                     std::to_string(chunk));
+        WorldOptions sharing = options();
+        sharing.sequences = sequences;
+        sharing.prefixes = 3;
+        sharing.pages = 3 * (sequences + 3);
+        sharing.chunk = chunk;
+        World world(sharing);
+        const Interleaved jobs = submit_interleaved(world, groups, 24);
+        world.run();
+        for (std::size_t i = 0; i < jobs.logs.size(); ++i) {
+          expect_answer(jobs.plans[i], *jobs.logs[i]);
+          EXPECT_EQ(jobs.logs[i]->cached, i < static_cast<std::size_t>(groups) ? 0 : 150);
+        }
+        EXPECT_EQ(world.device().rows_of(RowKind::kPrompt), groups * 150 + 24 * 15);
+      }
+    }
+  }
+}
+
+TEST_P(SchedulerTest, LeavesThePrefixesOfOthersAloneWhereThereAreMoreInstructionsThanPlaces) {
+  WorldOptions sharing = options();
+  sharing.prefixes = 2;
+  World world(sharing);
+  const Interleaved jobs = submit_interleaved(world, 4, 24);
+  world.run();
+  for (std::size_t i = 0; i < jobs.logs.size(); ++i) expect_answer(jobs.plans[i], *jobs.logs[i]);
+  // The first two are kept for as long as there are jobs to use them.
+  EXPECT_LE(world.device().rows_of(RowKind::kPrompt), (2 + 2 * 6) * 150 + 24 * 15);
+  // When they are of no use any more, others have their places.
+  const int rows = world.device().rows_of(RowKind::kPrompt);
+  for (unsigned i = 0; i < 8; ++i) {
+    JobPlan late = plan(1, i);
+    late.text = joined(random_text(150, 1002 + i % 2), random_text(15, 200 + i));
+    world.submit(late);
+  }
+  world.run();
+  EXPECT_EQ(world.device().rows_of(RowKind::kPrompt) - rows, 2 * 150 + 8 * 15);
+}
+
+TEST_P(SchedulerTest, SharesAnInstructionAndWhatSomeHaveInCommonBehindIt) {
+  WorldOptions sharing = options();
+  sharing.prefixes = 4;
+  sharing.window = 300;
+  World world(sharing);
+  const std::vector<TextToken> instruction = random_text(100, 1);
+  std::vector<JobPlan> plans;
+  std::vector<std::shared_ptr<const JobLog>> logs;
+  for (unsigned i = 0; i < 24; ++i) {
+    plans.push_back(plan(1, i));
+    plans.back().text = joined(joined(instruction, random_text(90, 1000 + i % 3)), random_text(15, i));
+    logs.push_back(world.submit(plans.back()));
+  }
+  world.run();
+  for (std::size_t i = 0; i < logs.size(); ++i) {
+    expect_answer(plans[i], *logs[i]);
+    EXPECT_TRUE(i < 4 || logs[i]->cached == 190) << "job " << i << ": " << logs[i]->cached;
+  }
+  EXPECT_LE(world.device().rows_of(RowKind::kPrompt), 100 + 4 * 90 + 24 * 15);
+}
+
+TEST_P(SchedulerTest, LooksForWhatMostHaveInCommonNotForTheLongest) {
+  World world(options());  // the window is short: what is kept can be used to its end alone
+  const std::vector<TextToken> instruction = random_text(100, 1);
+  std::vector<JobPlan> plans;
+  std::vector<std::shared_ptr<const JobLog>> logs;
+  for (unsigned i = 0; i < 12; ++i) {
+    plans.push_back(plan(1, i));
+    plans.back().text = joined(instruction, random_text(150, i == 7 ? 100 : 100 + i));  // one comes twice
+    logs.push_back(world.submit(plans.back()));
+  }
+  world.run();
+  for (std::size_t i = 0; i < logs.size(); ++i) {
+    expect_answer(plans[i], *logs[i]);
+    EXPECT_EQ(logs[i]->cached, i == 0 ? 0 : 100);
+  }
+}
+
+TEST_P(SchedulerTest, GivesUpThePrefixesUsedLongestAgoAndNoMoreThanItMust) {
+  WorldOptions small = options();
+  small.sequences = 2;
+  small.prefixes = 3;
+  small.pages = 14;
+  small.context = 640;
+  World world(small);
+  submit_interleaved(world, 3, 6, 128, 5);  // each prefix has two pages
+  world.run();
+  EXPECT_EQ(world.cache().free_pages(), 8);
+  const auto cached_behind = [&](unsigned group) {
+    JobPlan job = plan(1, 50);
+    job.text = joined(random_text(128, 1000 + group), random_text(5, 50));
+    const auto log = world.submit(job);
+    world.run();
+    expect_answer(job, *log);
+    return log->cached;
+  };
+  EXPECT_EQ(cached_behind(0), 128);
+  const JobPlan large = plan(10, 5, 10 * kPagePositions - 10 - 64);  // 9 pages: one prefix must go
+  const auto log = world.submit(large);
+  world.run();
+  expect_answer(large, *log);
+  EXPECT_EQ(world.cache().free_pages(), 10);
+  EXPECT_EQ(cached_behind(0), 128);
+  EXPECT_EQ(cached_behind(2), 128);
+  EXPECT_EQ(cached_behind(1), 0) << "it was used longest ago";
+}
+
+TEST_P(SchedulerTest, KeepsPrefixesThatWouldNotMakeEnoughRoom) {
+  WorldOptions small = options();
+  small.sequences = 3;
+  small.prefixes = 1;
+  small.pages = 10;
+  World world(small);
+  const std::vector<TextToken> instruction = random_text(128, 1);
+  const auto behind_instruction = [&](unsigned i, int max_tokens) {
+    JobPlan job = plan(1, i, max_tokens);
+    job.text = joined(instruction, random_text(5, i));
+    return world.submit(job);
+  };
+  behind_instruction(1, 100);
+  behind_instruction(2, 10);
+  step(world, 30);
+  // Seven pages are not free beside the first job's four, whether its prefix, whose pages it shares, is kept or not.
+  const JobPlan large = plan(10, 5, 6 * kPagePositions);
+  const auto log = world.submit(large);
+  step(world, 5);
+  EXPECT_EQ(log->starts, 0);
+  world.run();
+  expect_answer(large, *log);
+  const auto last = behind_instruction(3, 10);
+  world.run();
+  EXPECT_EQ(last->cached, 128);
+}
+
+TEST_P(SchedulerTest, NeverMakesAJobWaitForTheMemoryOfAPrefix) {
+  // Whatever is kept, a job is admitted as soon as it would be if nothing were.
+  for (int pages = 7; pages < 24; ++pages) {
+    for (const int length : {100, 200, 390}) {
+      SCOPED_TRACE(std::to_string(pages) + " pages, a job of " + std::to_string(length));
+      WorldOptions small = options();
+      small.sequences = 3;
+      small.prefixes = 3;
+      small.pages = pages;
+      World world(small);
+      const Interleaved jobs = submit_interleaved(world, 3, 9);
+      world.run();
+      std::vector<std::pair<JobPlan, std::shared_ptr<const JobLog>>> late;
+      for (unsigned i = 0; i < 3; ++i) {
+        JobPlan job = plan(1, i);
+        job.text = joined(random_text(90, 1000 + i), random_text(5, i));
+        job.max_tokens = length - 95;
+        late.emplace_back(job, world.submit(job));
+      }
+      step(world, 1);
+      int room = pages;
+      for (const auto& [job, log] : late) {
+        room -= KvCache::pages_for(length);
+        EXPECT_TRUE(room < 0 || log->starts == 1);
+      }
+      world.run();
+      for (const auto& [job, log] : late) expect_answer(job, *log);
+      for (std::size_t i = 0; i < jobs.logs.size(); ++i) expect_answer(jobs.plans[i], *jobs.logs[i]);
+      world.scheduler().make_way();
+      EXPECT_EQ(world.cache().free_pages(), pages);
+    }
+  }
+}
+
 // --- cancellation ---
+
+TEST_P(SchedulerTest, EndsCancelledJobsInWhateverStateTheyAreBesideKeptPrefixes) {
+  for (int steps = 0; steps < 40; ++steps) {
+    for (unsigned which = 0; which < 12; ++which) {
+      SCOPED_TRACE("job " + std::to_string(which) + " after " + std::to_string(steps) + " steps");
+      WorldOptions few = options();
+      few.sequences = 3;
+      few.prefixes = 2;
+      few.chunk = 40;
+      World world(few);
+      const Interleaved jobs = submit_interleaved(world, 2, 12, 100, 10);
+      step(world, steps);
+      const bool was_done = jobs.logs[which]->ends == 1;
+      world.scheduler().cancel(jobs.tickets[which]);
+      world.run();
+      int cached = 0;
+      for (std::size_t i = 0; i < jobs.logs.size(); ++i) {
+        expect_answer(jobs.plans[i], *jobs.logs[i], i != which || was_done);
+        cached += jobs.logs[i]->cached;
+      }
+      EXPECT_GE(cached, 9 * 100) << "a group whose reader is cancelled has another";
+      world.scheduler().make_way();
+      EXPECT_EQ(world.cache().free_pages(), world.device().kv_layout().pages);
+    }
+  }
+}
 
 TEST_P(SchedulerTest, EndsACancelledJobInWhateverStateItIs) {
   // The steps made before it is cancelled: waiting, reading, drawing, and near its end.
