@@ -8,7 +8,9 @@ import unittest
 
 PROGRAM = os.environ["GEMMA_RUN"]
 SOURCE_DIR = pathlib.Path(os.environ["GEMMA_SOURCE_DIR"])
-DEMO_MODEL = SOURCE_DIR / "models" / "demo.gemma"
+DEMO_MODEL = SOURCE_DIR / "models" / "demo.gemma"  # which is built in, in q8
+DEMO_MODEL_BF16 = SOURCE_DIR / "tests" / "golden" / "demo-bf16.gemma"  # what it was made from
+# What transformers gives for the model in bf16.
 REFERENCE = {
     prompt["name"]: prompt
     for prompt in json.loads((SOURCE_DIR / "tests" / "golden" / "reference.json").read_text(encoding="utf-8"))["prompts"]

@@ -63,7 +63,7 @@ class Inspect(CommandLineTest):
         start, header = header_of(whole)
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "flipped.gemma"
-            for name in ("embed", "layers.7.mlp.down", "final_norm", "tokenizer"):
+            for name in ("embed.codes", "layers.7.mlp.down.scales", "final_norm", "tokenizer"):
                 begin, end = header[name]["data_offsets"]
                 whole[start + end - 1] ^= 1
                 file.write_bytes(whole)
@@ -71,7 +71,7 @@ class Inspect(CommandLineTest):
                 self.assert_fails(FAILED, name, "inspect", "--verify", "-m", str(file))
                 self.run_well("inspect", "-m", str(file))
             # In a weight, it is harmless.
-            begin, _ = header["layers.0.attn.qkv"]["data_offsets"]
+            begin, _ = header["layers.0.attn.qkv.codes"]["data_offsets"]
             whole[start + begin] ^= 1
             file.write_bytes(whole)
             self.run_well("prompt", "Once", "-n", "3", "-m", str(file))

@@ -7,7 +7,8 @@ import tempfile
 import time
 import unittest
 
-from gemma_run import DEMO_MODEL, DONE, FAILED, INTERRUPTED, REFERENCE, USAGE, CommandLineTest, Run, environment, start
+from gemma_run import (
+    DEMO_MODEL, DEMO_MODEL_BF16, DONE, FAILED, INTERRUPTED, REFERENCE, USAGE, CommandLineTest, Run, environment, start)
 
 GREEDY = ("--temperature", "0")
 STORY = "Once upon a time"
@@ -19,7 +20,7 @@ ENDLESS = ("--ignore-eos", "--context", "16384", "-n", "16000", *GREEDY)
 class PromptGives(CommandLineTest):
     def test_the_greedy_tokens_and_text_that_transformers_gives(self):
         expected = REFERENCE["short_story"]
-        answer = self.run_json("prompt", STORY, *GREEDY, "-n", "64", "--ignore-eos")
+        answer = self.run_json("prompt", STORY, *GREEDY, "-n", "64", "--ignore-eos", "-m", str(DEMO_MODEL_BF16))
         self.assertEqual(answer["tokens"], expected["greedy"])
         self.assertTrue(answer["text"].startswith(STORY_GOES_ON))
         self.assertEqual(answer["prompt_tokens"], expected["n"])
@@ -104,9 +105,10 @@ class PromptTakes(CommandLineTest):
     def test_chat_turns(self):
         expected = REFERENCE["chat_single"]
         text = "Tell me a story about a dog and a boat."
-        answer = self.run_json("prompt", "--chat", text, *GREEDY, "-n", "64", "--ignore-eos")
+        options = (*GREEDY, "-n", "64", "--ignore-eos", "-m", str(DEMO_MODEL_BF16))
+        answer = self.run_json("prompt", "--chat", text, *options)
         self.assertEqual((answer["prompt_tokens"], answer["tokens"]), (expected["n"], expected["greedy"]))
-        raw = self.run_json("prompt", "--raw", "--parse-special", expected["text"], *GREEDY, "-n", "64", "--ignore-eos")
+        raw = self.run_json("prompt", "--raw", "--parse-special", expected["text"], *options)
         self.assertEqual(raw["tokens"], expected["greedy"])
         self.assertEqual(raw["prompt_tokens"], expected["n"])
 

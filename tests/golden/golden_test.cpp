@@ -1,4 +1,4 @@
-// The demo model against what Hugging Face transformers computes for it in float32.
+// The demo model in bf16 against what Hugging Face transformers computes for it in float32, and the built-in one in q8.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,7 +21,7 @@ constexpr double kLogitTolerance = 1e-3;
 constexpr double kNllTolerance = 1e-5;  // relative
 
 Logits rows_of(const std::vector<float>& flat) {
-  const auto vocab = demo_model().config.vocab_size;
+  const auto vocab = demo_model_bf16().config.vocab_size;
   Logits rows;
   for (auto row = flat.begin(); row != flat.end(); row += vocab) rows.emplace_back(row, row + vocab);
   return rows;
@@ -35,6 +35,7 @@ naive::Vectors as_double(const Logits& rows) {
 
 EngineOptions engine_options(int chunk = 512, int threads = 0) {
   EngineOptions options;
+  options.model = reference_path("demo-bf16.gemma");
   options.device = "cpu";
   options.context = 1024;
   options.chunk = chunk;
@@ -49,7 +50,7 @@ class GoldenPrompt : public ::testing::TestWithParam<ReferencePrompt> {
 
   // The logits of every token, read in one chunk by a device with a float32 cache.
   Logits logits() const {
-    return read_alone(device_kinds().front(), demo_model(), tokens(), static_cast<int>(tokens().size()), 2);
+    return read_alone(device_kinds().front(), demo_model_bf16(), tokens(), static_cast<int>(tokens().size()), 2);
   }
 
   void report(const std::string& what, double error) {
@@ -127,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(Of, GoldenText, ::testing::ValuesIn(texts()),
                          [](const auto& param_info) { return param_info.param.name; });
 
 TEST_P(GoldenText, HasTheIdsOfTransformers) {
-  const Tokenizer tokenizer(demo_model().tokenizer);
+  const Tokenizer tokenizer(demo_model_bf16().tokenizer);
   const bool is_chat = GetParam().name.starts_with("chat_");
   std::vector<int> ids = tokenizer.encode(GetParam().expected()["text"].get<std::string>(),
                                           is_chat ? ControlTokens::kParse : ControlTokens::kAsText);
@@ -138,12 +139,35 @@ TEST_P(GoldenText, HasTheIdsOfTransformers) {
 class GoldenScore : public ::testing::Test {
  protected:
   static std::vector<int> evaluation_ids() { return reference_tensor<int>("valid_ids"); }
+
+  // What transformers says about as much of the text as is scored here.
+  struct Expected {
+    std::vector<nlohmann::json> windows;
+    std::vector<int> ids;
+    int predictions = 0;
+    double nll = 0;
+  };
+  static Expected expected_score() {
+    Expected expected;
+    expected.windows = reference()["nll"]["windows"].get<std::vector<nlohmann::json>>();
+    EXPECT_EQ(expected.windows.size(), 20u);
+    expected.windows.resize(GEMMA_EVALUATION_WINDOWS);
+    std::size_t count = 0;
+    for (const nlohmann::json& window : expected.windows) {
+      count += window["n"].get<std::size_t>();
+      expected.predictions += window["predicted"].get<int>();
+      expected.nll += window["nll_sum"].get<double>();
+    }
+    expected.ids = evaluation_ids();
+    expected.ids.resize(count);
+    return expected;
+  }
 };
 
 TEST_F(GoldenScore, IsOfIdsThatDecodeToTheEvaluationText) {
   // Documents between <bos> and <eos>; in the text, an empty line stands between them. The model wrote them token by
   // token, not always as the tokenizer would have cut them, so the ids are not those of the text.
-  const Tokenizer tokenizer(demo_model().tokenizer);
+  const Tokenizer tokenizer(demo_model_bf16().tokenizer);
   std::vector<std::vector<int>> documents;
   for (int id : evaluation_ids()) {
     if (id == tokenizer.bos()) documents.emplace_back();
@@ -157,21 +181,10 @@ TEST_F(GoldenScore, IsOfIdsThatDecodeToTheEvaluationText) {
 }
 
 TEST_F(GoldenScore, OfTheEvaluationTextIsThatOfTransformers) {
-  std::vector<nlohmann::json> windows = reference()["nll"]["windows"];
-  ASSERT_EQ(windows.size(), 20u);
-  windows.resize(GEMMA_EVALUATION_WINDOWS);
-  int count = 0;
-  int predictions = 0;
-  double nll = 0;
-  for (const nlohmann::json& window : windows) {
-    count += window["n"].get<int>();
-    predictions += window["predicted"].get<int>();
-    nll += window["nll_sum"].get<double>();
-  }
-  std::vector<int> ids = evaluation_ids();
-  ids.resize(count);
+  const Expected expected = expected_score();
+  const auto& [windows, ids, predictions, nll] = expected;
   const Score score = Engine(engine_options()).score(ids);
-  ASSERT_EQ(score.tokens, count);
+  ASSERT_EQ(score.tokens, static_cast<int>(ids.size()));
   ASSERT_EQ(score.predictions, predictions);
   ASSERT_EQ(score.logprobs.size(), static_cast<std::size_t>(predictions));
 
@@ -190,6 +203,17 @@ TEST_F(GoldenScore, OfTheEvaluationTextIsThatOfTransformers) {
     sum += of_window;
   }
   EXPECT_NEAR(score.nll, sum, 1e-9 * sum);
+}
+
+TEST_F(GoldenScore, OfTheBuiltInModelIsWithinATenthOfAPercentOfThatOfTransformers) {
+  const Expected expected = expected_score();
+  EngineOptions options = engine_options();
+  options.model.clear();
+  const Score score = Engine(options).score(expected.ids);
+  ASSERT_EQ(score.predictions, expected.predictions);
+  const double change = score.perplexity / std::exp(expected.nll / expected.predictions) - 1;
+  std::cout << "perplexity of the built-in model: " << score.perplexity << ", changed by " << 100 * change << " %\n";
+  EXPECT_LT(std::abs(change), 0.001);
 }
 
 TEST_F(GoldenScore, IsTheSameForEveryChunkSizeAndNumberOfThreads) {

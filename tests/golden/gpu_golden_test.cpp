@@ -1,5 +1,6 @@
-// The demo model on the GPU, against transformers' tokens and against the CPU device, which computes in float32; and
-// that these comparisons would find the mistakes that engines make.
+// The demo model in bf16 on the GPU, against transformers' tokens and against the CPU device, which computes in
+// float32; the demo model in q8, as it is built in, and in q4 against the same; and that these comparisons would find
+// the mistakes that engines make.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -78,7 +79,7 @@ class EvaluationReader {
 };
 
 const Logits& cpu_logits(std::size_t window) {
-  static EvaluationReader reader(cpu(), demo_model(), RowKind::kPrompt, 0, /*threads=*/0);
+  static EvaluationReader reader(cpu(), demo_model_bf16(), RowKind::kPrompt, 0, /*threads=*/0);
   static std::vector<Logits> all(evaluation_windows().size());
   if (all[window].empty()) all[window] = reader.read(evaluation_windows()[window]);
   return all[window];
@@ -147,7 +148,7 @@ INSTANTIATE_TEST_SUITE_P(Of, GpuGolden, ::testing::Values(RowKind::kPrompt, RowK
 TEST_P(GpuGolden, HasTheFirstTokensOfTransformersWhereTheyAreClear) {
   ReaderOptions options;
   options.max_rows = 512;
-  Reader reader(gpu(), demo_model(), options);
+  Reader reader(gpu(), demo_model_bf16(), options);
   int clear = 0;
   int agreeing = 0;
   int steps = 0;
@@ -176,7 +177,7 @@ TEST_P(GpuGolden, HasTheFirstTokensOfTransformersWhereTheyAreClear) {
 }
 
 TEST_P(GpuGolden, IsCloseToTheCpuOverTheEvaluationText) {
-  EvaluationReader reader(gpu(), demo_model(), GetParam());
+  EvaluationReader reader(gpu(), demo_model_bf16(), GetParam());
   const Distance distance = distance_from_cpu(reader, evaluation_windows().size());
   std::cout << name_of(GetParam()) << ": " << distance << '\n';
   EXPECT_LT(distance.divergence, kLargestDivergence);
@@ -188,7 +189,7 @@ TEST_P(GpuGolden, IsCloseToTheCpuOverTheEvaluationText) {
 TEST_P(GpuGolden, KeepsTheDistributionsOfTheCpuWithACacheIn8Bits) {
   DeviceKind kind = gpu();
   kind.cache = KvType::kQ8;
-  EvaluationReader reader(kind, demo_model(), GetParam());
+  EvaluationReader reader(kind, demo_model_bf16(), GetParam());
   const Distance distance = distance_from_cpu(reader, evaluation_windows().size());
   std::cout << name_of(GetParam()) << ", cache in q8: " << distance << '\n';
   EXPECT_LT(distance.divergence, 8e-5);
@@ -206,7 +207,16 @@ struct QuantisedBars {
 
 void PrintTo(const QuantisedBars& bars, std::ostream* out) { *out << name_of(bars.types.layers); }
 
-class GpuGoldenQuantised : public ::testing::TestWithParam<std::tuple<QuantisedBars, RowKind>> {};
+class GpuGoldenQuantised : public ::testing::TestWithParam<std::tuple<QuantisedBars, RowKind>> {
+ protected:
+  /// The built-in one if it has these types.
+  static Model demo_model_in(WeightTypes types) {
+    if (Model demo = load_demo_model(); demo.weights.types() == types) return demo;
+    const TemporaryDirectory directory;
+    convert({.source = reference_path("demo-bf16.gemma"), .output = directory / "converted.gemma", .types = types});
+    return load_model(directory / "converted.gemma");
+  }
+};
 
 // What the project promises. Weights are rounded once more, to bf16, for prompts, but not for generated rows.
 INSTANTIATE_TEST_SUITE_P(
@@ -221,10 +231,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST_P(GpuGoldenQuantised, KeepsTheDistributionsOfTheDemoModelOverTheEvaluationText) {
   const auto& [bars, rows] = GetParam();
-  const TemporaryDirectory directory;
-  const std::filesystem::path output = directory / "converted.gemma";
-  convert({.source = GEMMA_SOURCE_DIR "/models/demo.gemma", .output = output, .types = bars.types});
-  const Model model = load_model(output);
+  const Model model = demo_model_in(bars.types);
   EvaluationReader reader(gpu(), model, rows);
   const Distance distance = distance_from_cpu(reader, evaluation_windows().size());
   std::cout << name_of(bars.types.layers) << ", " << name_of(rows) << ": " << distance << '\n';
@@ -299,7 +306,7 @@ class ChangedModel {
     return model_;
   }
 
-  Model model_ = demo_model();
+  Model model_ = demo_model_bf16();
   std::shared_ptr<Storage> storage_ = std::make_shared<Storage>();
 };
 
@@ -317,19 +324,19 @@ INSTANTIATE_TEST_SUITE_P(Of, GpuGoldenBars, ::testing::Values(RowKind::kPrompt, 
                          [](const auto& param_info) { return name_of(param_info.param); });
 
 TEST_P(GpuGoldenBars, FindAWindowThatIsOffByOne) {
-  const int window = demo_model().config.window;
-  EXPECT_GT(distance_of("a window one too narrow", demo_model(), window - 1).divergence, kLargestDivergence);
-  EXPECT_GT(distance_of("a window one too wide", demo_model(), window + 1).divergence, kLargestDivergence);
+  const int window = demo_model_bf16().config.window;
+  EXPECT_GT(distance_of("a window one too narrow", demo_model_bf16(), window - 1).divergence, kLargestDivergence);
+  EXPECT_GT(distance_of("a window one too wide", demo_model_bf16(), window + 1).divergence, kLargestDivergence);
 }
 
 TEST_P(GpuGoldenBars, FindAMissingSoftCapOfScores) {
-  Model model = demo_model();
+  Model model = demo_model_bf16();
   model.config.attention_softcap.reset();
   EXPECT_GT(distance_of("no soft cap of scores", model).divergence, kLargestDivergence);
 }
 
 TEST_P(GpuGoldenBars, FindAMissingSoftCapOfLogits) {
-  Model model = demo_model();
+  Model model = demo_model_bf16();
   model.config.final_softcap.reset();
   const Distance distance = distance_of("no soft cap of logits", model);
   EXPECT_GT(distance.divergence, kLargestDivergence);
@@ -351,7 +358,7 @@ TEST_P(GpuGoldenBars, FindARotationOffByOneBetweenQueriesAndKeys) {
 }
 
 TEST_P(GpuGoldenBars, FindAnotherTheta) {
-  Model model = demo_model();
+  Model model = demo_model_bf16();
   model.config.rope_theta = 9000;
   EXPECT_GT(distance_of("theta of 9000", model).divergence, kLargestDivergence);
 }

@@ -13,10 +13,14 @@
 
 namespace gemma {
 
+std::filesystem::path reference_path(const std::string& name) {
+  return std::filesystem::path(GEMMA_SOURCE_DIR) / "tests" / "golden" / name;
+}
+
 std::string reference_file(const std::string& name) {
-  const std::string path = GEMMA_SOURCE_DIR "/tests/golden/" + name;
+  const std::filesystem::path path = reference_path(name);
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + path);
+  if (!file) throw std::runtime_error("cannot read " + path.string());
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
@@ -63,8 +67,8 @@ const std::vector<ReferencePrompt>& reference_prompts() {
 
 void PrintTo(const ReferencePrompt& prompt, std::ostream* out) { *out << prompt.name; }
 
-const Model& demo_model() {
-  static const Model model = load_demo_model();
+const Model& demo_model_bf16() {
+  static const Model model = load_model(reference_path("demo-bf16.gemma"));
   return model;
 }
 

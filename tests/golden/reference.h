@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <iosfwd>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -9,6 +10,9 @@
 
 /// What Hugging Face transformers computed for the demo model: the files of this folder.
 namespace gemma {
+
+/// Where a file of this folder is.
+std::filesystem::path reference_path(const std::string& name);
 
 /// The contents of a file of this folder.
 std::string reference_file(const std::string& name);
@@ -35,7 +39,7 @@ const std::vector<ReferencePrompt>& reference_prompts();
 
 void PrintTo(const ReferencePrompt& prompt, std::ostream* out);
 
-/// The model that all of this is about.
-const Model& demo_model();
+/// The model that all of this is about: the demo model in bf16, of which the built-in one is a conversion to q8.
+const Model& demo_model_bf16();
 
 }  // namespace gemma

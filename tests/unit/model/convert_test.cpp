@@ -24,6 +24,7 @@ namespace {
 using testing::HasSubstr;
 
 constexpr const char* kGolden = GEMMA_SOURCE_DIR "/tests/golden";
+constexpr const char* kDemoInBf16 = GEMMA_SOURCE_DIR "/tests/golden/demo-bf16.gemma";
 
 std::string contents(const std::filesystem::path& path) { return read_small_file(path, 100 << 20); }
 
@@ -119,7 +120,7 @@ TEST(Convert, ReadsShardsAsItReadsOneFile) {
 
 TEST(Convert, MakesTheDemoModelAgainFromTheDirectoryThatTransformersSaves) {
   const std::filesystem::path golden = std::filesystem::path(kGolden) / "hf";
-  const Model demo = load_demo_model();
+  const Model demo = load_model(kDemoInBf16);
   HfDirectory directory = hf_directory(demo, DType::kBf16);
   const std::map<std::string, HfTensorData> tensors = std::exchange(directory.weights, {}).at("model.safetensors");
   const std::string index = contents(golden / "model.safetensors.index.json");
@@ -134,7 +135,7 @@ TEST(Convert, MakesTheDemoModelAgainFromTheDirectoryThatTransformersSaves) {
     directory.files["config.json"] = contents(golden / spelling);
     directory.write(work / "hf");
     convert({.source = work / "hf", .output = work / "demo.gemma"});
-    EXPECT_TRUE(contents(work / "demo.gemma") == contents(GEMMA_SOURCE_DIR "/models/demo.gemma")) << spelling;
+    EXPECT_TRUE(contents(work / "demo.gemma") == contents(kDemoInBf16)) << spelling;
   }
 }
 

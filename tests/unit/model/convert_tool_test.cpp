@@ -73,6 +73,15 @@ TEST(ConvertTool, MakesAModelAndSaysSoOnStandardError) {
   EXPECT_THAT(tool.standard_error(), IsEmpty());
 }
 
+TEST(ConvertTool, MakesTheBuiltInDemoModelAgainFromTheOneInBf16) {
+  const Tool tool;
+  const std::string output = (tool.folder() / "demo.gemma").string();
+  ASSERT_EQ(tool.run("'" GEMMA_SOURCE_DIR "/tests/golden/demo-bf16.gemma' --type q8 -o " + output), 0)
+      << tool.standard_error();
+  const auto contents = [](const std::filesystem::path& path) { return read_small_file(path, 100 << 20); };
+  EXPECT_TRUE(contents(output) == contents(GEMMA_SOURCE_DIR "/models/demo.gemma"));
+}
+
 TEST(ConvertTool, QuantisesTheEmbeddingTo8BitsUnlessToldOtherwise) {
   const Tool tool(small_config(32));
   const auto types_for = [&](const std::string& options) {

@@ -171,6 +171,7 @@ TEST(ModelFile, HoldsTheDemoModel) {
   EXPECT_EQ(demo.defaults.top_k, 40);
   EXPECT_FALSE(demo.defaults.is_chat);
   EXPECT_EQ(demo.tokenizer.size(), 63'198u);
+  EXPECT_EQ(demo.weights.types(), (WeightTypes{WeightType::kQ8, WeightType::kQ8}));
 
   const Model file = load_model(GEMMA_SOURCE_DIR "/models/demo.gemma");
   EXPECT_EQ(file.identity, demo.identity);

@@ -1,12 +1,15 @@
-// The public interface on the demo model: a request's result depends on nothing but the request.
+// The public interface on the demo model, as it is built in and in bf16: a request's result depends on nothing but the
+// request.
 #include "gemma/engine.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <bit>
+#include <filesystem>
 #include <map>
 #include <memory>
+#include <ostream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,17 +25,31 @@ namespace gemma {
 
 namespace {
 
-std::vector<std::string> devices() {
+struct Tested {
+  std::string name;
+  std::string device;
+  std::filesystem::path model;  ///< empty: the one that is built in, in q8
+};
+
+std::vector<Tested> tested() {
   std::vector<std::string> devices = {"cpu"};
   if (has_cuda_device()) devices.emplace_back("cuda");
-  return devices;
+  std::vector<Tested> all;
+  for (const std::string& device : devices) {
+    all.push_back({device + "_q8", device, {}});
+    all.push_back({device + "_bf16", device, GEMMA_SOURCE_DIR "/tests/golden/demo-bf16.gemma"});
+  }
+  return all;
 }
 
-class EngineTest : public ::testing::TestWithParam<std::string> {
+void PrintTo(const Tested& tested, std::ostream* out) { *out << tested.name; }
+
+class EngineTest : public ::testing::TestWithParam<Tested> {
  protected:
   static EngineOptions options(int sequences = 1, int chunk = 0) {
     EngineOptions options;
-    options.device = GetParam();
+    options.model = GetParam().model;
+    options.device = GetParam().device;
     options.threads = 1;  // the tests run beside each other
     options.context = 512;
     options.sequences = sequences;
@@ -41,8 +58,8 @@ class EngineTest : public ::testing::TestWithParam<std::string> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(On, EngineTest, ::testing::ValuesIn(devices()),
-                         [](const auto& tested) { return tested.param; });
+INSTANTIATE_TEST_SUITE_P(On, EngineTest, ::testing::ValuesIn(tested()),
+                         [](const auto& param_info) { return param_info.param.name; });
 
 constexpr std::string_view kWords[] = {"Once upon a time", " there was",      " a little girl", " named Lily.",
                                        " She had",         " a big red ball", " and",           " a dog.",
