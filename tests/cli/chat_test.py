@@ -6,9 +6,8 @@ import signal
 import stat
 import tempfile
 import termios
-import unittest
 
-from gemma_run import DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, Run, environment, start
+from gemma_run import DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, Run, environment, main, start
 from terminal import (
     ALT_ENTER, BACKSPACE, CTRL_A, CTRL_C, CTRL_D, CTRL_E, ENTER, LEFT, UP, Terminal, pasted)
 
@@ -465,4 +464,4 @@ class TypedChat(ChatTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    main()
