@@ -317,7 +317,7 @@ class BatchGoesOn(BatchTest):
         disk.mkdir()
         mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"', "sh"]
         if shutil.which("unshare") is None or subprocess.run([*mount, "64k", str(disk), "true"], capture_output=True).returncode != 0:
-            return  # the test above fills a file instead
+            self.skipTest("no disk of one's own can be mounted here; the test above fills a file instead")
         # In a name space of its own the disk is there as long as the shell is.
         script = f'''
             first=0
