@@ -32,8 +32,8 @@ struct EngineOptions {
   std::string device = "auto";  ///< "auto", "cpu", "cuda" or "cuda:N"
   int threads = 0;              ///< CPU threads; 0: one for each core that the process may use
   int context = 0;              ///< positions that a sequence may have; 0: what the model was trained for
-  int chunk = 0;                ///< rows of a prompt read at once; 0: 512 on the CPU, 4096 on a GPU. Changes speed,
-                                ///< never results.
+  int chunk = 0;                ///< rows of a prompt read at once; 0: 512 on the CPU, 4096 on a GPU, where less
+                                ///< memory makes it fewer. Changes speed, never results.
   int window = 0;               ///< narrows the sliding window of the local layers; 0: the model's own
   CacheType cache = CacheType::kAuto;
   int sequences = 1;  ///< requests that are worked on at once; 0: as many as fit, up to 64 (8 on the CPU)

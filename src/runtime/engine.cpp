@@ -119,6 +119,9 @@ KvLayout plan_cache(int window, int context, int sequences, KvType type) {
   return kv;
 }
 
+/// A chunk that nobody asked for gives way down to this one before a GPU's memory is called too small.
+constexpr int kShortestChunk = 512;
+
 /// Calls make(sequences) with as many as fit.
 template <class Make>
 std::unique_ptr<Device> make_with_room(int most, const Make& make) {
@@ -193,8 +196,15 @@ Engine::State::State(const EngineOptions& options) {
     return gpu ? make_cuda_device(model, {.ordinal = *gpu, .max_rows = max_rows, .kv = kv})
                : make_cpu_device(model, {.threads = options.threads, .max_rows = max_rows, .kv = kv});
   };
-  device = options.sequences != 0 ? make_device(options.sequences)
-                                  : make_with_room(gpu ? kMostSequences : kMostSequencesOnCpu, make_device);
+  while (!device) {
+    try {
+      device = options.sequences != 0 ? make_device(options.sequences)
+                                      : make_with_room(gpu ? kMostSequences : kMostSequencesOnCpu, make_device);
+    } catch (const OutOfMemory&) {
+      if (!gpu || options.chunk != 0 || chunk <= kShortestChunk) throw;
+      chunk = std::max(chunk / 2, kShortestChunk);
+    }
+  }
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
   scheduler.emplace(
