@@ -17,10 +17,11 @@ struct CommonOptions {
 };
 
 void add_model_option(CLI::App& app, CommonOptions& options);    ///< --model
+void add_device_options(CLI::App& app, CommonOptions& options);  ///< --device, --threads
 void add_cache_options(CLI::App& app, CommonOptions& options);   ///< --context, --window, --kv-type
 void add_output_options(CLI::App& app, CommonOptions& options);  ///< --json, --quiet
 
-/// All that a command which runs the model takes: these, and --device, --threads, --chunk, --stats.
+/// All that a command which runs the model takes: these, and --chunk and --stats.
 void add_engine_options(CLI::App& app, CommonOptions& options);
 
 /// What --model leaves open: $GEMMA_MODEL, else the built-in demo model, which is said on standard error.

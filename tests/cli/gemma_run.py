@@ -23,7 +23,7 @@ REFERENCE = {
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 SKIPPED = 77  # what CTest is told to take for skipped
 TIMEOUT_S = 240
-COMMANDS_WITH_A_DEVICE = ("prompt", "chat", "batch", "score")
+COMMANDS_WITH_A_DEVICE = ("prompt", "chat", "batch", "score", "inspect")
 
 
 def environment(**changes):

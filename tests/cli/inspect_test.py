@@ -50,6 +50,16 @@ class Inspect(CommandLineTest):
         narrow = self.run_json("inspect", "--context", "1024", "--window", "1")["kv_cache"]
         self.assertLess(narrow["local_bytes"], cache["local_bytes"])
 
+    def test_takes_the_type_of_the_cache_from_the_device(self):
+        def on(*arguments):
+            return self.run_json("inspect", *arguments)["kv_cache"]["total_bytes"]
+
+        # What a model will need of a GPU can be asked where there is none.
+        self.assertEqual(on("--device", "cuda", "--threads", "2"), on("--kv-type", "bf16"))
+        self.assertEqual(on("--device", "cpu"), on("--kv-type", "f32"))
+        self.assertEqual(on("--device", "cuda", "--kv-type", "q8"), on("--device", "cpu", "--kv-type", "q8"))
+        self.assertIn(on("--device", "auto"), (on("--device", "cpu"), on("--device", "cuda")))
+
     def test_prints_a_table_for_people(self):
         run = self.run_well("inspect", "--context", "8192", "--window", "64")
         for words in ("4 local, 4 global", "narrowed from 128", "13,117,760", "for 8192 positions in f32", "without the rings"):
