@@ -196,7 +196,7 @@ class Engine {
   Score score(std::span<const int> tokens, const ProgressCallback& on_progress = {});
 
   /// Ids of a conversation as a prompt. @throws Error as submit() does; not for being too long.
-  int count_tokens(std::span<const Message> messages) const;
+  int count_tokens(std::span<const Message> messages, ControlTokens control = ControlTokens::kAsText) const;
 
   const Tokenizer& tokenizer() const;
   const EngineInfo& info() const;

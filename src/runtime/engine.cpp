@@ -335,8 +335,8 @@ Session Engine::open_session() { return Session{state_->scheduler->open_session(
 
 void Engine::close_session(Session session) { state_->scheduler->close_session(static_cast<int>(session)); }
 
-int Engine::count_tokens(std::span<const Message> messages) const {
-  const ChatPrompt prompt = chat_prompt(tokenizer(), messages);
+int Engine::count_tokens(std::span<const Message> messages, ControlTokens control) const {
+  const ChatPrompt prompt = chat_prompt(tokenizer(), messages, control);
   state_->check_ids(prompt.ids);
   return static_cast<int>(prompt.ids.size());
 }
