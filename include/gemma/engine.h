@@ -26,6 +26,9 @@ enum class CacheType {
   kQ8,  ///< 8 bits with a scale for each head and position
 };
 
+/// The most log-probabilities that a step can be asked for, on every device.
+inline constexpr int kMaxLogprobs = 1000;
+
 /// What is fixed while an engine lives.
 struct EngineOptions {
   std::filesystem::path model;  ///< a .gemma file; empty: the built-in demo model
@@ -51,7 +54,8 @@ struct GenerationOptions {
   std::optional<std::uint64_t> seed;  ///< drawn when not given; Result::seed tells it
   std::vector<std::string> stop;      ///< texts that end the answer and are left out of it; none empty
   bool ignore_eos = false;            ///< go on past the model's stop tokens
-  int logprobs = 0;                   ///< log-probabilities of so many of the likeliest tokens at every step
+  int logprobs = 0;                   ///< log-probabilities of so many of the likeliest tokens at every step; at most
+                                      ///< kMaxLogprobs
   std::optional<bool> chat;    ///< wrap the prompt into the chat template or not; not set: as the model file says
   bool parse_special = false;  ///< control tokens written in the prompt count as such
 };

@@ -80,7 +80,7 @@ Command add_batch_command(CLI::App& program) {
   app->add_flag("--overwrite", options->overwrite, "Replace OUTPUT if it exists [off]");
   app->add_option("--parallel", options->common.engine.sequences, "Prompts at once [as many as fit]")
       ->type_name("N")
-      ->check(whole_number(1, 1 << 16));
+      ->check(whole_number(1, 4096));
   options->shard_option = app->add_option_function<std::string>(
                                  "--shard", [options](const std::string& text) { parse_shard(text, options->shard); },
                                  "Every N-th prompt from the I-th on [by srun or mpirun]")

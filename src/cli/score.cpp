@@ -72,9 +72,10 @@ int run(ScoreOptions& options) {
   if (*options.tokens_option) {
     ids = parse_argument_ids(options.tokens, "--tokens");
   } else if (*options.tokens_file_option) {
-    ids = parse_ids(read_file(options.tokens_file), "'" + options.tokens_file + "'");
+    ids = parse_ids(read_file(options.tokens_file, kMostTextBytes), "'" + options.tokens_file + "'");
   } else {
-    text = *options.file_option ? read_file(options.file) : read_standard_input("the text", options.common.quiet);
+    text = *options.file_option ? read_file(options.file, kMostTextBytes)
+                                : read_standard_input("the text", options.common.quiet, kMostTextBytes);
   }
 
   choose_model(options.common);

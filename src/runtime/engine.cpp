@@ -41,7 +41,7 @@ Sampling resolve_sampling(const GenerationOptions& options, const GenerationDefa
   require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty),
                  "repeat penalty must be above 0");
   require_option(options.max_tokens >= 0, "max tokens must be at least 0");
-  require_option(options.logprobs >= 0, "logprobs must be at least 0");
+  require_option(options.logprobs >= 0 && options.logprobs <= kMaxLogprobs, "logprobs must be between 0 and 1000");
   for (const std::string& text : options.stop) require_option(!text.empty(), "a stop text must not be empty");
   return sampling;
 }

@@ -289,8 +289,10 @@ class BatchGoesOn(BatchTest):
 
     def test_after_ctrl_c_and_the_end_of_a_jobs_time(self):
         expected = self.expected_bytes(self.file, "--seed", "5")
-        for results, number in ((2, signal.SIGINT), (10, signal.SIGTERM)):
-            process = start(*self.command(self.file, "--seed", "5"), env=clean_environment())
+        for results, number in ((2, signal.SIGINT), (8, signal.SIGHUP), (14, signal.SIGTERM)):
+            def take(number=number):  # even where the tests were started by nohup
+                signal.signal(number, signal.SIG_DFL)
+            process = start(*self.command(self.file, "--seed", "5", *ON_ITS_WAY), env=clean_environment(), preexec_fn=take)
             self.wait_for_results(process, results)
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
