@@ -101,6 +101,7 @@ struct Result {
   FinishReason finish_reason = FinishReason::kLength;
   std::uint64_t seed = 0;
   std::vector<StepLogprobs> logprobs;  ///< one for each of `tokens`; empty unless asked for
+  bool is_damaged = false;             ///< what the model computed was no number: its weights must be damaged
   Timing timing;
 };
 

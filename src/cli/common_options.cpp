@@ -5,6 +5,7 @@
 
 #include "cli/numbers.h"
 #include "cli/terminal.h"
+#include "model/quote.h"
 
 namespace gemma::cli {
 namespace {
@@ -94,6 +95,13 @@ void choose_model(CommonOptions& options) {
   } else if (!options.quiet) {
     print_note("Using the built-in demo model, a tiny teller of children's stories; -m FILE names another.");
   }
+}
+
+void warn_of_damage(const EngineInfo& info) {
+  print_note(
+      "Warning: what the model computes is not a number, so its weights must be damaged; see gemma-run inspect "
+      "--verify -m " +
+      in_quotes(info.model));
 }
 
 void note_device(const EngineInfo& info, const CommonOptions& options) {

@@ -27,6 +27,9 @@ void add_engine_options(CLI::App& app, CommonOptions& options);
 /// What --model leaves open: $GEMMA_MODEL, else the built-in demo model, which is said on standard error.
 void choose_model(CommonOptions& options);
 
+/// Says on standard error, however quiet it is to be, that what a model computed was no number.
+void warn_of_damage(const EngineInfo& info);
+
 /// Says on standard error that the CPU is used though there is a GPU.
 void note_device(const EngineInfo& info, const CommonOptions& options);
 

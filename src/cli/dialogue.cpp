@@ -146,6 +146,7 @@ Result Dialogue::generate(const Conversation& before, const std::string& questio
   } else if (last != '\n') {
     print("\n");
   }
+  if (result.is_damaged) warn_of_damage(engine_.info());
   return result;
 }
 

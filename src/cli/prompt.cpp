@@ -88,6 +88,7 @@ int run(PromptOptions& options) {
   };
   const Result result = engine.generate(options.request, on_text, on_progress);
   progress.clear();
+  if (result.is_damaged) warn_of_damage(engine.info());
 
   if (common.json) {
     print_json(to_json(result, engine.tokenizer()));

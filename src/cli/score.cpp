@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -96,6 +97,7 @@ int run(ScoreOptions& options) {
   const Scored scored =
       ids.empty() ? score_text(engine, text, control, on_progress) : score_ids(engine, ids, on_progress);
   progress.clear();
+  if (!std::isfinite(scored.score.nll)) warn_of_damage(engine.info());
 
   if (options.common.json) {
     print_json({{"tokens", scored.score.tokens},

@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import struct
 import tempfile
@@ -85,6 +86,23 @@ class Inspect(CommandLineTest):
             whole[start + begin] ^= 1
             file.write_bytes(whole)
             self.run_well("prompt", "Once", "-n", "3", "-m", str(file))
+
+    def test_is_what_commands_name_when_weights_are_no_numbers(self):
+        model = bytearray(DEMO_MODEL.read_bytes())
+        start, header = header_of(model)
+        struct.pack_into("<f", model, start + header["final_norm"]["data_offsets"][0], math.nan)
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "damaged.gemma"
+            file.write_bytes(model)
+            prompts = pathlib.Path(folder) / "prompts.txt"
+            prompts.write_text("Once\nupon\n")
+            model = ("-m", str(file), "--quiet")
+            for command in (("prompt", "Once", "-n", "3", *model), ("score", *model), ("chat", "-n", "3", *model),
+                            ("batch", str(prompts), "-o", folder + "/out.jsonl", "-n", "3", *model)):
+                run = self.run_well(*command, stdin=b"Once\n")
+                self.assertEqual(run.err.count("\n"), 1, run.err)
+                self.assertIn(f"see gemma-run inspect --verify -m '{file}'", run.err)
+            self.assert_fails(FAILED, "final_norm", "inspect", "--verify", "-m", str(file))
 
     def test_refuses_what_makes_no_sense(self):
         self.assert_fails(USAGE, "-m FILE", "inspect", "--verify")
