@@ -275,7 +275,7 @@ class BatchGoesOn(BatchTest):
         self.assertEqual(sorted(os.listdir(self.folder)), ["in.jsonl", "out.jsonl", "whole.jsonl"])
 
     def test_with_the_seed_that_was_drawn(self):
-        process = start(*self.command(self.file), env=clean_environment())
+        process = start(*self.command(self.file, *ON_ITS_WAY), env=clean_environment())
         self.wait_for_results(process, 3)
         process.kill()
         process.communicate()
@@ -332,7 +332,7 @@ class BatchGoesOn(BatchTest):
         lines = self.write(mixed_lines(2 * COUNT))
         expected = self.expected_bytes(lines, "--seed", "5")
         run = subprocess.run(
-            [*mount, "4k", str(disk), "sh", "-c", script, "sh",
+            [*mount, "4k" if DEVICE == "cpu" else "32k", str(disk), "sh", "-c", script, "sh",
              *command(*self.command(lines, "--seed", "5", output=disk / "out.jsonl"))],
             capture_output=True, env=clean_environment(), check=False)
         self.assertEqual(run.returncode, FAILED, run.stderr.decode())
@@ -343,7 +343,7 @@ class BatchGoesOn(BatchTest):
 
     def test_with_all_but_what_was_damaged(self):
         expected = self.expected_bytes(self.file, "--seed", "5")
-        process = start(*self.command(self.file, "--seed", "5"), env=clean_environment())
+        process = start(*self.command(self.file, "--seed", "5", *ON_ITS_WAY), env=clean_environment())
         self.wait_for_results(process, 5)
         process.kill()
         process.communicate()
@@ -355,7 +355,7 @@ class BatchGoesOn(BatchTest):
         self.assertEqual(self.output.read_bytes(), expected)
 
     def test_only_with_the_same_model_options_and_input(self):
-        process = start(*self.command(self.file, "--seed", "5", "--temperature", "0.7"), env=clean_environment())
+        process = start(*self.command(self.file, "--seed", "5", "--temperature", "0.7", *ON_ITS_WAY), env=clean_environment())
         self.wait_for_results(process, 1)
         process.kill()
         process.communicate()
@@ -381,14 +381,14 @@ class BatchGoesOn(BatchTest):
         self.run_to_the_end("--temperature", "0.7", "--parallel", "2", "--chunk", "9")
 
     def test_not_while_another_run_writes_the_same_output(self):
-        process = start(*self.command(self.file, "--seed", "5"), env=clean_environment())
+        process = start(*self.command(self.file, "--seed", "5", *ON_ITS_WAY), env=clean_environment())
         self.wait_for_results(process, 0)
         self.assert_refuses(FAILED, "another gemma-run", *self.command(self.file, "--seed", "5"))
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, DONE)
 
     def test_after_an_end_between_the_output_and_the_removal_of_what_led_to_it(self):
-        process = start(*self.command(self.file, "--seed", "5"), env=clean_environment())
+        process = start(*self.command(self.file, "--seed", "5", *ON_ITS_WAY), env=clean_environment())
         self.wait_for_results(process, 0)
         other_name = self.folder / "kept"
         os.link(self.partial, other_name)
