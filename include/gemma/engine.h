@@ -26,6 +26,9 @@ enum class CacheType {
   kQ8,  ///< 8 bits with a scale for each head and position
 };
 
+/// The most log-probabilities that a step can be asked for, on every device.
+inline constexpr int kMaxLogprobs = 1000;
+
 /// What is fixed while an engine lives.
 struct EngineOptions {
   static constexpr int kMostSequences = 4096;
@@ -35,8 +38,8 @@ struct EngineOptions {
   std::string device = "auto";  ///< "auto", "cpu", "cuda" or "cuda:N"
   int threads = 0;              ///< CPU threads; 0: one for each core that the process may use
   int context = 0;              ///< positions that a sequence may have; 0: what the model was trained for
-  int chunk = 0;                ///< rows of a prompt read at once; 0: 512 on the CPU, 4096 on a GPU. Changes speed,
-                                ///< never results.
+  int chunk = 0;                ///< rows of a prompt read at once; 0: 512 on the CPU, 4096 on a GPU, where less
+                                ///< memory makes it fewer. Changes speed, never results.
   int window = 0;               ///< narrows the sliding window of the local layers; 0: the model's own
   CacheType cache = CacheType::kAuto;
   int sequences = 1;  ///< requests that are worked on at once, up to kMostSequences; 0: as many as fit, up to 64 (8 on
@@ -58,7 +61,8 @@ struct GenerationOptions {
   std::optional<std::uint64_t> seed;  ///< drawn when not given; Result::seed tells it
   std::vector<std::string> stop;      ///< texts that end the answer and are left out of it; none empty
   bool ignore_eos = false;            ///< go on past the model's stop tokens
-  int logprobs = 0;                   ///< log-probabilities of so many of the likeliest tokens at every step
+  int logprobs = 0;                   ///< log-probabilities of so many of the likeliest tokens at every step; at most
+                                      ///< kMaxLogprobs
   std::optional<bool> chat;    ///< wrap the prompt into the chat template or not; not set: as the model file says
   bool parse_special = false;  ///< control tokens written in the prompt count as such
 };
@@ -104,6 +108,7 @@ struct Result {
   FinishReason finish_reason = FinishReason::kLength;
   std::uint64_t seed = 0;
   std::vector<StepLogprobs> logprobs;  ///< one for each of `tokens`; empty unless asked for
+  bool is_damaged = false;             ///< what the model computed was no number: its weights must be damaged
   Timing timing;
 };
 
@@ -204,7 +209,7 @@ class Engine {
   Score score(std::span<const int> tokens, const ProgressCallback& on_progress = {});
 
   /// Ids of a conversation as a prompt. @throws Error as submit() does; not for being too long.
-  int count_tokens(std::span<const Message> messages) const;
+  int count_tokens(std::span<const Message> messages, ControlTokens control = ControlTokens::kAsText) const;
 
   const Tokenizer& tokenizer() const;
   const EngineInfo& info() const;

@@ -235,6 +235,7 @@ class BatchCommand {
                   {"seconds", seconds_},
                   {"tokens_per_s", tokens_per_s}});
     }
+    if (counts_.has_damage) warn_of_damage(engine);
     if (is_done) {
       note("Wrote " + in_quotes(output_.native()) + ": " + grouped(done - failed) + " of " +
            count_of(total_, "prompt") + " answered" +

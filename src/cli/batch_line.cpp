@@ -23,7 +23,6 @@ using nlohmann::json;
 constexpr int kDeepestJson = 32;
 // Each takes much more memory than the characters that it is written with.
 constexpr int kMostJsonValues = 1 << 20;
-constexpr int kMostLogprobs = 1000;
 
 constexpr std::array<std::string_view, 9> kOptions = {"max_tokens",     "temperature", "top_k", "top_p",     "min_p",
                                                       "repeat_penalty", "seed",        "stop",  "ignore_eos"};
@@ -112,8 +111,8 @@ json parse_object(std::string_view text) {
 
 int read_logprobs(const JsonFields& fields, const char* name) {
   const int count = fields.optional_integer(name).value_or(0);
-  if (count > kMostLogprobs) {
-    fields.fail("asks for more than " + std::to_string(kMostLogprobs) + " '" + std::string(name) + "'");
+  if (count > kMaxLogprobs) {
+    fields.fail("asks for more than " + std::to_string(kMaxLogprobs) + " '" + std::string(name) + "'");
   }
   return count;
 }
@@ -275,6 +274,11 @@ json read_id(const json& object) {
     if (found == object.end() || found->is_null()) continue;
     if (!found->is_string() && !found->is_number()) {
       throw Error("the line has an '" + std::string(name) + "' that is neither a text nor a number");
+    }
+    // What is kept as a float does not come back as it was written.
+    if (found->is_number_float()) {
+      throw Error("the line has an '" + std::string(name) +
+                  "' that is a fraction, or too large for a whole number; write it as a text, in quotes");
     }
     return *found;
   }

@@ -69,6 +69,7 @@ class BatchRun {
     callbacks.on_done = [this, index, bytes, id = line.id](const Result& result) {
       partial_.append(index, result_line(index, id, result, engine_.tokenizer()));
       ++counts_.done;
+      counts_.has_damage |= result.is_damaged;
       counts_.tokens += result.tokens.size();
       counts_.prompt_tokens += static_cast<std::uint64_t>(result.prompt_tokens);
       counts_.cached_tokens += static_cast<std::uint64_t>(result.cached_tokens);

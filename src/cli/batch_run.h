@@ -28,6 +28,7 @@ struct BatchCounts {
   std::uint64_t prompt_tokens = 0;
   std::uint64_t cached_tokens = 0;  ///< of them, those that were read for another prompt already
   std::uint64_t tokens = 0;         ///< of finished answers
+  bool has_damage = false;          ///< of the model, which showed in an answer
   std::uint64_t steps = 0;          ///< tokens made so far, also of answers that are not finished
 };
 

@@ -55,6 +55,7 @@ int converse(Dialogue& dialogue, ChatInput& input, const CommonOptions& options)
     }
     is_leaving = false;
     try {
+      if (!entry.error.empty()) throw Error(entry.error);
       const Reaction reaction = react(dialogue, entry.text);
       if (reaction == Reaction::kLeave) break;
       if (reaction == Reaction::kInterrupted && !input.is_interactive()) return kExitInterrupted;

@@ -45,14 +45,42 @@ class TypedInput final : public ChatInput {
   LineEditor editor_;
 };
 
+// Far more than any context holds.
+constexpr std::size_t kLongestLine = std::size_t{16} << 20;
+
+struct PipedLine {
+  std::string text;
+  bool is_there = false;  // false at the end of the input
+  bool is_too_long = false;
+};
+
+// The next line without its line break. What is too much of it is read and dropped.
+PipedLine read_line(std::streambuf& input) {
+  constexpr int kEnd = std::char_traits<char>::eof();
+  PipedLine line;
+  for (int character = input.sbumpc(); character != kEnd; character = input.sbumpc()) {
+    line.is_there = true;
+    if (character == '\n') break;
+    if (line.text.size() < kLongestLine) {
+      line.text += static_cast<char>(character);
+    } else {
+      line.is_too_long = true;
+    }
+  }
+  return line;
+}
+
 class PipedInput final : public ChatInput {
  public:
   Entry next() override {
-    std::string line;
-    if (!std::getline(std::cin, line)) return {End::kEndOfFile, "", ""};
-    if (line.ends_with('\r')) line.pop_back();
-    ++number_;
-    return {End::kText, std::move(line), "line " + std::to_string(number_) + ": "};
+    PipedLine line = read_line(*std::cin.rdbuf());
+    if (!line.is_there) return {End::kEndOfFile, "", ""};
+    const std::string where = "line " + std::to_string(++number_) + ": ";
+    if (line.is_too_long) {
+      return {End::kText, "", where, "the line is longer than " + std::to_string(kLongestLine >> 20) + " MiB"};
+    }
+    if (line.text.ends_with('\r')) line.text.pop_back();
+    return {End::kText, std::move(line.text), where};
   }
 
   bool is_interactive() const override { return false; }

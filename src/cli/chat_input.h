@@ -15,8 +15,9 @@ class ChatInput {
   };
   struct Entry {
     End end = End::kText;
-    std::string text;   ///< not yet checked to be valid UTF-8
-    std::string where;  ///< "line 3: " to stand before an error; empty where that is plain to see
+    std::string text;        ///< not yet checked to be valid UTF-8
+    std::string where;       ///< "line 3: " to stand before an error; empty where that is plain to see
+    std::string error = {};  ///< why the entry cannot be used; `text` is empty then
   };
 
   virtual ~ChatInput() = default;

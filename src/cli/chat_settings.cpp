@@ -38,6 +38,13 @@ std::string to_text(const std::vector<std::string>& texts) {
   return joined.empty() ? "none" : joined;
 }
 
+// Without the quotes around it, in which spaces can be written as the shell would take them, and as `/set` shows texts.
+std::string without_quotes(const std::string& value) {
+  const bool is_quoted =
+      value.size() >= 2 && (value.front() == '"' || value.front() == '\'') && value.back() == value.front();
+  return is_quoted ? value.substr(1, value.size() - 2) : value;
+}
+
 // A setting: its name, its value as text, and how to take it over from other options.
 struct Setting {
   const char* name;
@@ -87,7 +94,7 @@ void change_setting(GenerationOptions& options, const std::string& name, const s
     CLI::App app;
     add_generation_options(app, changed);
     try {
-      app.parse(std::vector<std::string>{"--" + name + "=" + value});
+      app.parse(std::vector<std::string>{"--" + name + "=" + without_quotes(value)});
     } catch (const CLI::ParseError& error) {
       // "--temperature: ..." speaks of an option of the command line.
       const std::string message = error.what();

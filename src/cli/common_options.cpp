@@ -5,6 +5,7 @@
 
 #include "cli/numbers.h"
 #include "cli/terminal.h"
+#include "model/quote.h"
 
 namespace gemma::cli {
 namespace {
@@ -33,6 +34,15 @@ CacheType cache_type(const std::string& name) {
   return CacheType::kAuto;
 }
 
+}  // namespace
+
+void add_model_option(CLI::App& app, CommonOptions& options) {
+  app.add_option("-m,--model", options.engine.model, "Model file [$GEMMA_MODEL, else the built-in demo]")
+      ->type_name("FILE")
+      ->check([](const std::string& path) { return path.empty() ? "the file name is empty" : std::string(); })
+      ->group(kModelGroup);
+}
+
 void add_device_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--device", options.engine.device, "auto, cpu, cuda or cuda:N [auto]")
       ->type_name("NAME")
@@ -41,19 +51,6 @@ void add_device_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--threads", options.engine.threads, "CPU threads [one for each core]")
       ->type_name("N")
       ->check(whole_number(1, 1024))
-      ->group(kModelGroup);
-  app.add_option("--chunk", options.engine.chunk, "Rows of a prompt read at once [512; 4096 on a GPU]")
-      ->type_name("N")
-      ->check(whole_number(1, 1 << 16))
-      ->group(kModelGroup);
-}
-
-}  // namespace
-
-void add_model_option(CLI::App& app, CommonOptions& options) {
-  app.add_option("-m,--model", options.engine.model, "Model file [$GEMMA_MODEL, else the built-in demo]")
-      ->type_name("FILE")
-      ->check([](const std::string& path) { return path.empty() ? "the file name is empty" : std::string(); })
       ->group(kModelGroup);
 }
 
@@ -82,6 +79,10 @@ void add_output_options(CLI::App& app, CommonOptions& options) {
 void add_engine_options(CLI::App& app, CommonOptions& options) {
   add_model_option(app, options);
   add_device_options(app, options);
+  app.add_option("--chunk", options.engine.chunk, "Rows of a prompt read at once [512; 4096 on a GPU]")
+      ->type_name("N")
+      ->check(whole_number(1, 1 << 16))
+      ->group(kModelGroup);
   add_cache_options(app, options);
   add_output_options(app, options);
   app.add_flag("--stats", options.stats, "Speed and memory on standard error [off]")->group(kOutputGroup);
@@ -94,6 +95,13 @@ void choose_model(CommonOptions& options) {
   } else if (!options.quiet) {
     print_note("Using the built-in demo model, a tiny teller of children's stories; -m FILE names another.");
   }
+}
+
+void warn_of_damage(const EngineInfo& info) {
+  print_note(
+      "Warning: what the model computes is not a number, so its weights must be damaged; see gemma-run inspect "
+      "--verify -m " +
+      in_quotes(info.model));
 }
 
 void note_device(const EngineInfo& info, const CommonOptions& options) {

@@ -80,7 +80,7 @@ Conversation load_conversation(const std::string& path, const Tokenizer& tokeniz
       throw Error("cannot read " + name + ": it is larger than any conversation (4 MiB)");
     }
   }
-  const nlohmann::json document = parse_json_object(read_file(path == "-" ? "./-" : path), name);
+  const nlohmann::json document = parse_json_object(read_file(path == "-" ? "./-" : path, kMostPromptBytes), name);
   const JsonFields fields(document, name);
   if (fields.optional_text("format") != kFormat) {
     fields.fail(std::string("is not a saved conversation: its \"format\" is not \"") + kFormat + "\"");

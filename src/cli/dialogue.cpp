@@ -78,10 +78,10 @@ std::vector<std::pair<std::string, std::string>> Dialogue::settings() const {
 }
 
 bool Dialogue::answer(Conversation before, const std::string& question) {
-  const auto count = [this](std::span<const Message> messages) { return engine_.count_tokens(messages); };
+  const auto count_prompt = [this](std::span<const Message> messages) { return count(messages); };
   const int context = engine_.info().context;
   const int room = std::clamp(options_.max_tokens, 1, std::max(context / 4, 1));
-  const std::optional<int> dropped = make_room(before, question, context, room, count);
+  const std::optional<int> dropped = make_room(before, question, context, room, count_prompt);
   if (!dropped) {
     const int tokens = count(messages_of({conversation_.system, {}}, question));
     throw Error("this message is too long: it takes " + std::to_string(tokens) + " tokens of a context of " +
@@ -146,6 +146,7 @@ Result Dialogue::generate(const Conversation& before, const std::string& questio
   } else if (last != '\n') {
     print("\n");
   }
+  if (result.is_damaged) warn_of_damage(engine_.info());
   return result;
 }
 
@@ -167,9 +168,16 @@ void Dialogue::show_statistics() const {
   print_engine(engine_.info(), last_ ? last_->timing.load_s : 0);
 }
 
+int Dialogue::count(std::span<const Message> messages) const {
+  return engine_.count_tokens(messages, options_.parse_special ? ControlTokens::kParse : ControlTokens::kAsText);
+}
+
 int Dialogue::tokens() const {
   if (conversation_.turns.empty() && conversation_.system.empty()) return 0;
-  return engine_.count_tokens(messages_of(conversation_, ""));
+  // As a prompt the conversation has one more turn, with an empty question, behind what has been said.
+  const int next_turn = count(messages_of({}, "")) - 1;
+  // An answer that fills the context has no room for the end of its turn.
+  return std::min(count(messages_of(conversation_, "")) - next_turn, engine_.info().context);
 }
 
 void Dialogue::report_seed() const {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,7 +54,8 @@ class Dialogue {
   bool answer(Conversation before, const std::string& question);
   Result generate(const Conversation& before, const std::string& question);
   void tell_why_it_ended(const Result& result) const;
-  int tokens() const;  // of the conversation as the next message will find it
+  int count(std::span<const Message> messages) const;  // tokens of a prompt
+  int tokens() const;                                  // of the conversation, the last answer included
   std::uint64_t seed() const { return options_.seed.value_or(drawn_seed_); }
 
   Engine& engine_;

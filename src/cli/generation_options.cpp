@@ -52,7 +52,7 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the model's end [off]")->group(kGroup);
   app.add_option("--logprobs", options.logprobs, "K log-probabilities a token, with --json [0]")
       ->type_name("K")
-      ->check(whole_number(0))
+      ->check(whole_number(0, kMaxLogprobs))
       ->group(kGroup);
   app.add_flag("--parse-special", options.parse_special, "Control tokens in the prompt count [off]")->group(kGroup);
 }

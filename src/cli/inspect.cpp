@@ -6,6 +6,8 @@
 #include "cli/json_output.h"
 #include "cli/statistics.h"
 #include "cli/terminal.h"
+#include "device/cuda_support.h"
+#include "device/device.h"
 #include "gemma/error.h"
 #include "model/metadata.h"
 #include "model/model_file.h"
@@ -28,6 +30,17 @@ struct Inspection {
   KvBytes cache;
 };
 
+/// What the cache is kept in on the device that would be used. A GPU that is named need not be there: what a model will
+/// need of one can be asked anywhere.
+KvType kv_type(const EngineOptions& options, const Model& model) {
+  if (options.cache == CacheType::kF32) return KvType::kF32;
+  if (options.cache == CacheType::kBf16) return KvType::kBf16;
+  if (options.cache == CacheType::kQ8) return KvType::kQ8;
+  if (options.device == "cpu") return KvType::kF32;
+  if (options.device != "auto") return KvType::kBf16;
+  return why_not_on_cuda(model, KvType::kBf16).empty() && has_cuda_device() ? KvType::kBf16 : KvType::kF32;
+}
+
 Inspection inspect(const EngineOptions& options) {
   Inspection seen;
   seen.model = options.model.empty() ? load_demo_model() : load_model(options.model);
@@ -39,9 +52,7 @@ Inspection inspect(const EngineOptions& options) {
   seen.tensors = model_file_tensors(config, seen.model.weights.types(), seen.model.tokenizer.size()).size();
   seen.context = options.context != 0 ? options.context : config.context;
   seen.window = options.window != 0 ? options.window : config.window;
-  seen.kv_type = options.cache == CacheType::kBf16 ? KvType::kBf16
-                 : options.cache == CacheType::kQ8 ? KvType::kQ8
-                                                   : KvType::kF32;
+  seen.kv_type = kv_type(options, seen.model);
   seen.cache = kv_bytes(config, seen.window, seen.context, seen.kv_type);
   return seen;
 }
@@ -151,6 +162,7 @@ Command add_inspect_command(CLI::App& program) {
   const auto options = std::make_shared<InspectOptions>();
   app->add_flag("--verify", options->verify, "Check every byte of the file [off]");
   add_model_option(*app, options->common);
+  add_device_options(*app, options->common);
   add_cache_options(*app, options->common);
   add_output_options(*app, options->common);
   return {app, [options] { return run(*options); }};

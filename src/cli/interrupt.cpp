@@ -41,7 +41,11 @@ void install_signal_handlers() {
   if (!is_ignored(SIGINT)) set_handler(SIGINT, on_interrupt);
 }
 
-void take_termination_for_interrupt() { set_handler(SIGTERM, on_interrupt); }
+void take_termination_for_interrupt() {
+  set_handler(SIGTERM, on_interrupt);
+  // nohup starts what shall outlive its terminal with this ignored.
+  if (!is_ignored(SIGHUP)) set_handler(SIGHUP, on_interrupt);
+}
 
 InterruptGuard::InterruptGuard() {
   is_interrupted = false;

@@ -26,7 +26,9 @@ auto whole_number(T low, T high = std::numeric_limits<T>::max()) {
   return [low, high](const std::string& text) -> std::string {
     T value{};
     if (parse_number(text, value) && low <= value && value <= high) return {};
-    const bool has_limit = high != std::numeric_limits<T>::max();
+    const bool has_digits_alone = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+    const bool is_too_large = has_digits_alone && !parse_number(text, value);
+    const bool has_limit = is_too_large || high != std::numeric_limits<T>::max();
     return "'" + text + "' is not a whole number " +
            (has_limit ? "from " + std::to_string(low) + " to " + std::to_string(high)
                       : "of at least " + std::to_string(low));

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 
 #include "cli/command.h"
@@ -31,12 +32,27 @@ void read_prompt(PromptOptions& options) {
   if (*options.tokens_option) {
     options.request.tokens = parse_argument_ids(options.tokens, "--tokens");
   } else if (*options.file_option) {
-    options.request.prompt = without_last_line_break(read_file(options.file));
+    options.request.prompt = without_last_line_break(read_file(options.file, kMostPromptBytes));
   } else if (*options.text_option && options.text != "-") {
     options.request.prompt = options.text;
   } else {
-    options.request.prompt = without_last_line_break(read_standard_input("the prompt", options.common.quiet));
+    options.request.prompt =
+        without_last_line_break(read_standard_input("the prompt", options.common.quiet, kMostPromptBytes));
   }
+}
+
+/// Refuses a text that cannot fit into the context without making tokens of it, which takes long and much memory.
+void require_fitting(const std::string& text, const Engine& engine) {
+  constexpr std::size_t kLong = std::size_t{1} << 20;
+  if (text.size() < kLong) return;
+  const Tokenizer& tokenizer = engine.tokenizer();
+  std::size_t longest_piece = 1;
+  for (int id = 0; id < tokenizer.size(); ++id) longest_piece = std::max(longest_piece, tokenizer.piece(id).size());
+  const std::size_t tokens = text.size() / longest_piece;
+  const int context = engine.info().context;
+  if (tokens < static_cast<std::size_t>(context)) return;
+  throw Error("the prompt is too long: it has at least " + std::to_string(tokens) + " tokens, and the context of " +
+              std::to_string(context) + " must also hold the answer; shorten it or raise --context");
 }
 
 int run(PromptOptions& options) {
@@ -48,6 +64,7 @@ int run(PromptOptions& options) {
   choose_model(options.common);
   Engine engine(common.engine);
   note_device(engine.info(), common);
+  require_fitting(options.request.prompt, engine);
 
   const bool is_streaming = !common.json;
   // A person at a terminal sees the beginning that is continued; a program gets what was made, and nothing else.
@@ -71,6 +88,7 @@ int run(PromptOptions& options) {
   };
   const Result result = engine.generate(options.request, on_text, on_progress);
   progress.clear();
+  if (result.is_damaged) warn_of_damage(engine.info());
 
   if (common.json) {
     print_json(to_json(result, engine.tokenizer()));

@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 
@@ -72,9 +73,10 @@ int run(ScoreOptions& options) {
   if (*options.tokens_option) {
     ids = parse_argument_ids(options.tokens, "--tokens");
   } else if (*options.tokens_file_option) {
-    ids = parse_ids(read_file(options.tokens_file), "'" + options.tokens_file + "'");
+    ids = parse_ids(read_file(options.tokens_file, kMostTextBytes), "'" + options.tokens_file + "'");
   } else {
-    text = *options.file_option ? read_file(options.file) : read_standard_input("the text", options.common.quiet);
+    text = *options.file_option ? read_file(options.file, kMostTextBytes)
+                                : read_standard_input("the text", options.common.quiet, kMostTextBytes);
   }
 
   choose_model(options.common);
@@ -95,6 +97,7 @@ int run(ScoreOptions& options) {
   const Scored scored =
       ids.empty() ? score_text(engine, text, control, on_progress) : score_ids(engine, ids, on_progress);
   progress.clear();
+  if (!std::isfinite(scored.score.nll)) warn_of_damage(engine.info());
 
   if (options.common.json) {
     print_json({{"tokens", scored.score.tokens},

@@ -29,9 +29,9 @@ struct TokenizeOptions {
 bool is_argument(const TokenizeOptions& options) { return *options.text_option && options.text != "-"; }
 
 std::string read_text(const TokenizeOptions& options) {
-  if (*options.file_option) return read_file(options.file);
+  if (*options.file_option) return read_file(options.file, kMostTextBytes);
   if (is_argument(options)) return options.text;
-  return read_standard_input(options.decode ? "the ids" : "the text", options.common.quiet);
+  return read_standard_input(options.decode ? "the ids" : "the text", options.common.quiet, kMostTextBytes);
 }
 
 Tokenizer load_tokenizer(const std::filesystem::path& path) {

@@ -87,7 +87,7 @@ void require_gpu(int ordinal) {
   if (count == 0) throw Error(error + "; run it with --device cpu");
   if (ordinal >= count) {
     throw Error("there is no GPU " + std::to_string(ordinal) + ": this machine has " + std::to_string(count) +
-                ", counted from 0");
+                ", counted from 0; name one of them, or run it with --device cpu");
   }
 }
 

@@ -1,6 +1,7 @@
 #include "runtime/answer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace gemma {
@@ -41,6 +42,8 @@ JobListener::Next Answer::on_token(const Output& output) {
     result_.timing.decode_s = decode_->seconds();
     ++result_.timing.decoded_tokens;
   }
+  // No finite logits make a drawn token's probability 0.
+  if (!std::isfinite(output.logprob)) result_.is_damaged = true;
   const bool is_stop = std::find(stop_tokens_.begin(), stop_tokens_.end(), output.token) != stop_tokens_.end();
   if (is_stop && !ignores_eos_) {
     result_.finish_reason = FinishReason::kStop;

@@ -41,7 +41,7 @@ Sampling resolve_sampling(const GenerationOptions& options, const GenerationDefa
   require_option(sampling.repeat_penalty > 0 && std::isfinite(sampling.repeat_penalty),
                  "repeat penalty must be above 0");
   require_option(options.max_tokens >= 0, "max tokens must be at least 0");
-  require_option(options.logprobs >= 0, "logprobs must be at least 0");
+  require_option(options.logprobs >= 0 && options.logprobs <= kMaxLogprobs, "logprobs must be between 0 and 1000");
   for (const std::string& text : options.stop) require_option(!text.empty(), "a stop text must not be empty");
   return sampling;
 }
@@ -124,6 +124,9 @@ KvLayout plan_cache(int window, int context, Places places, KvType type) {
   kv.pages = KvCache::pages_for(context) + places.sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
   return kv;
 }
+
+/// A chunk that nobody asked for gives way down to this one before a GPU's memory is called too small.
+constexpr int kShortestChunk = 512;
 
 /// Calls make(places) with as many as fit; rather with half the sequences than without any prefix.
 template <class Make>
@@ -214,7 +217,14 @@ Engine::State::State(const EngineOptions& options) {
   };
   const int usual = gpu ? kUsualSequences : kUsualSequencesOnCpu;
   const Places most{.sequences = options.sequences != 0 ? options.sequences : usual, .prefixes = prefixes};
-  device = make_with_room(most, options.sequences != 0 ? options.sequences : 1, make_device);
+  while (!device) {
+    try {
+      device = make_with_room(most, options.sequences != 0 ? options.sequences : 1, make_device);
+    } catch (const OutOfMemory&) {
+      if (!gpu || options.chunk != 0 || chunk <= kShortestChunk) throw;
+      chunk = std::max(chunk / 2, kShortestChunk);
+    }
+  }
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
   scheduler.emplace(config, *device, *cache,
@@ -346,8 +356,8 @@ Session Engine::open_session() { return Session{state_->scheduler->open_session(
 
 void Engine::close_session(Session session) { state_->scheduler->close_session(static_cast<int>(session)); }
 
-int Engine::count_tokens(std::span<const Message> messages) const {
-  const ChatPrompt prompt = chat_prompt(tokenizer(), messages);
+int Engine::count_tokens(std::span<const Message> messages, ControlTokens control) const {
+  const ChatPrompt prompt = chat_prompt(tokenizer(), messages, control);
   state_->check_ids(prompt.ids);
   return static_cast<int>(prompt.ids.size());
 }

@@ -6,9 +6,8 @@ import signal
 import stat
 import tempfile
 import termios
-import unittest
 
-from gemma_run import DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, Run, environment, start
+from gemma_run import DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, Run, environment, main, start
 from terminal import (
     ALT_ENTER, BACKSPACE, CTRL_A, CTRL_C, CTRL_D, CTRL_E, ENTER, LEFT, UP, Terminal, pasted)
 
@@ -102,6 +101,11 @@ class PipedChat(ChatTest):
         documents = Run("chat", "-n", "5", "--quiet", "--json", stdin=b"\xff\nHello!\n").out.splitlines()
         self.assertEqual([list(json.loads(document))[0] for document in documents], ["error", "text"])
 
+    def test_goes_on_after_a_line_without_bounds(self):
+        run = Run("chat", "-n", "5", "--quiet", *GREEDY, stdin=b"x" * (17 << 20) + b"\n" + HELLO.encode() + b"\n")
+        self.assertEqual((run.code, len(run.out.splitlines())), (FAILED, 1))
+        self.assertEqual(run.err, "gemma-run: line 1: the line is longer than 16 MiB\n")
+
     def test_says_which_commands_there_are(self):
         run = self.pipe("/help", options=("--quiet",))
         for command in ("/help", "/reset", "/undo", "/retry", "/system", "/save", "/load", "/set", "/stats", "/exit"):
@@ -168,6 +172,21 @@ class PipedChat(ChatTest):
         for shown in (always, once):
             for word in ("prompt", "answer", "tokens/s", "of 1024 positions, in 1 turn", "seed", "memory"):
                 self.assertIn(word, shown)
+
+    def test_counts_no_more_positions_than_the_context_has(self):
+        full = self.pipe(STORY, "/stats", options=("--quiet", "--context", "40", "--ignore-eos", *GREEDY)).err
+        self.assertIn("40 of 40 positions, in 1 turn", full)
+        answer, = self.answers(STORY, options=("-n", "5", *GREEDY))
+        shown = self.pipe(STORY, "/stats", options=("--quiet", "-n", "5", *GREEDY)).err
+        end_of_turn = 2  # and a line break
+        said = answer["prompt_tokens"] + len(answer["tokens"]) + end_of_turn
+        self.assertIn(f"context {said} of 1024 positions", shown)
+
+    def test_counts_control_tokens_as_they_are_read(self):
+        text = "<end_of_turn>" * 12
+        options = ("--context", "60", "-n", "3", *GREEDY)
+        self.assertIn("too long", self.pipe(text, options=("--quiet", *options), code=FAILED).err)
+        self.answers(text, options=("--parse-special", *options))
         self.assertIn("more from the cache", self.pipe(HELLO, HELLO, "/stats", options=("-n", "5", "--quiet")).err)
 
 
@@ -465,4 +484,4 @@ class TypedChat(ChatTest):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    main()

@@ -1,13 +1,19 @@
-"""Runs the real gemma-run for the tests beside this file; $GEMMA_RUN is its path, $GEMMA_SOURCE_DIR the source tree's."""
+"""Runs the real gemma-run for the tests beside this file; $GEMMA_RUN is its path, $GEMMA_SOURCE_DIR the source tree's.
+
+What a command runs on is $GEMMA_TEST_DEVICE, the CPU by default, wherever a test does not name a --device itself: what is
+expected must not depend on whether the machine has a GPU.
+"""
 
 import json
 import os
 import pathlib
 import subprocess
+import sys
 import unittest
 
 PROGRAM = os.environ["GEMMA_RUN"]
 SOURCE_DIR = pathlib.Path(os.environ["GEMMA_SOURCE_DIR"])
+DEVICE = os.environ.get("GEMMA_TEST_DEVICE", "cpu")
 DEMO_MODEL = SOURCE_DIR / "models" / "demo.gemma"  # which is built in, in q8
 DEMO_MODEL_BF16 = SOURCE_DIR / "tests" / "golden" / "demo-bf16.gemma"  # what it was made from
 # What transformers gives for the model in bf16.
@@ -17,7 +23,9 @@ REFERENCE = {
 }
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+SKIPPED = 77  # what CTest is told to take for skipped
 TIMEOUT_S = 240
+COMMANDS_WITH_A_DEVICE = ("prompt", "chat", "batch", "score", "inspect")
 
 
 def environment(**changes):
@@ -26,9 +34,16 @@ def environment(**changes):
     return {**clean, "TERM": "xterm", **changes}
 
 
+def command(*arguments):
+    """The command line of a run, on the device that is tested."""
+    if arguments and arguments[0] in COMMANDS_WITH_A_DEVICE and "--device" not in arguments:
+        arguments = (arguments[0], "--device", DEVICE, *arguments[1:])
+    return [PROGRAM, *arguments]
+
+
 def start(*arguments, **options):
     settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
-    return subprocess.Popen([PROGRAM, *arguments], **{**settings, **options})
+    return subprocess.Popen(command(*arguments), **{**settings, **options})
 
 
 class Run:
@@ -65,3 +80,13 @@ class CommandLineTest(unittest.TestCase):
         self.assertIn(message, lines[0])
         if code == USAGE:
             self.assertIn("--help)", lines[0])
+
+
+def main():
+    """Runs the tests of the file that is the program: skipped, all at once, where the device is missing."""
+    if DEVICE != "cpu":
+        probe = Run("prompt", "Once", "-n", "1", "--quiet")
+        if probe.code != DONE:
+            print(f"no GPU: skipped ({probe.err.strip()})")
+            sys.exit(SKIPPED)
+    unittest.main()

@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import struct
 import tempfile
@@ -50,6 +51,16 @@ class Inspect(CommandLineTest):
         narrow = self.run_json("inspect", "--context", "1024", "--window", "1")["kv_cache"]
         self.assertLess(narrow["local_bytes"], cache["local_bytes"])
 
+    def test_takes_the_type_of_the_cache_from_the_device(self):
+        def on(*arguments):
+            return self.run_json("inspect", *arguments)["kv_cache"]["total_bytes"]
+
+        # What a model will need of a GPU can be asked where there is none.
+        self.assertEqual(on("--device", "cuda", "--threads", "2"), on("--kv-type", "bf16"))
+        self.assertEqual(on("--device", "cpu"), on("--kv-type", "f32"))
+        self.assertEqual(on("--device", "cuda", "--kv-type", "q8"), on("--device", "cpu", "--kv-type", "q8"))
+        self.assertIn(on("--device", "auto"), (on("--device", "cpu"), on("--device", "cuda")))
+
     def test_prints_a_table_for_people(self):
         run = self.run_well("inspect", "--context", "8192", "--window", "64")
         for words in ("4 local, 4 global", "narrowed from 128", "13,117,760", "for 8192 positions in f32", "without the rings"):
@@ -75,6 +86,23 @@ class Inspect(CommandLineTest):
             whole[start + begin] ^= 1
             file.write_bytes(whole)
             self.run_well("prompt", "Once", "-n", "3", "-m", str(file))
+
+    def test_is_what_commands_name_when_weights_are_no_numbers(self):
+        model = bytearray(DEMO_MODEL.read_bytes())
+        start, header = header_of(model)
+        struct.pack_into("<f", model, start + header["final_norm"]["data_offsets"][0], math.nan)
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "damaged.gemma"
+            file.write_bytes(model)
+            prompts = pathlib.Path(folder) / "prompts.txt"
+            prompts.write_text("Once\nupon\n")
+            model = ("-m", str(file), "--quiet")
+            for command in (("prompt", "Once", "-n", "3", *model), ("score", *model), ("chat", "-n", "3", *model),
+                            ("batch", str(prompts), "-o", folder + "/out.jsonl", "-n", "3", *model)):
+                run = self.run_well(*command, stdin=b"Once\n")
+                self.assertEqual(run.err.count("\n"), 1, run.err)
+                self.assertIn(f"see gemma-run inspect --verify -m '{file}'", run.err)
+            self.assert_fails(FAILED, "final_norm", "inspect", "--verify", "-m", str(file))
 
     def test_refuses_what_makes_no_sense(self):
         self.assert_fails(USAGE, "-m FILE", "inspect", "--verify")

@@ -175,7 +175,7 @@ class PromptRefuses(CommandLineTest):
             "--min-p": ["-0.1", "1.1", "nan"],
             "--repeat-penalty": ["0", "-1", "nan"],
             "--seed": ["-1", "18446744073709551616", "x"],
-            "--logprobs": ["-1", "x"],
+            "--logprobs": ["-1", "x", "1001"],
             "--context": ["0", "-5", "x"],
             "--chunk": ["0", "-5"],
             "--window": ["0", "-5"],
@@ -187,6 +187,11 @@ class PromptRefuses(CommandLineTest):
             for value in values:
                 with self.subTest(option=option, value=value):
                     self.assert_fails(USAGE, option, "prompt", STORY, option, value)
+
+    def test_numbers_that_are_too_large_with_the_largest(self):
+        self.assert_fails(USAGE, "from 0 to 2147483647", "prompt", STORY, "--max-tokens", "99999999999")
+        self.assert_fails(USAGE, "from 0 to 18446744073709551615", "prompt", STORY, "--seed", "18446744073709551616")
+        self.assert_fails(USAGE, "from 0 to 1000", "prompt", STORY, "--json", "--logprobs", "1001")
 
     def test_usage_that_makes_no_sense(self):
         self.assert_fails(USAGE, "--chat", "prompt", STORY, "--chat", "--raw")
@@ -203,6 +208,8 @@ class PromptRefuses(CommandLineTest):
         self.assert_fails(FAILED, "not valid UTF-8", "prompt", b"\xc3")
         self.assert_fails(FAILED, "too long", "prompt", STORY, "--context", "5")
         self.assert_fails(FAILED, "too long", "prompt", "a b " * 2000)
+        self.assert_fails(FAILED, "too long: it has at least", "prompt", stdin=b"a b " * (1 << 20))
+        self.assert_fails(FAILED, "'/dev/zero': it has more than 64 MiB", "prompt", "--file", "/dev/zero")
         self.assert_fails(FAILED, "4096", "prompt", "--tokens", "2 4096")
         self.assert_fails(FAILED, "/nowhere/p.txt", "prompt", "--file", "/nowhere/p.txt")
         self.assert_fails(FAILED, "is a directory", "prompt", "--file", "/")

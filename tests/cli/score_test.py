@@ -96,6 +96,7 @@ class Score(CommandLineTest):
         self.assert_fails(FAILED, "4096", "score", "--tokens", "2 4096")
         self.assert_fails(FAILED, "/nowhere", "score", "/nowhere")
         self.assert_fails(FAILED, "/nowhere", "score", "--tokens-file", "/nowhere")
+        self.assert_fails(FAILED, "more than 1024 MiB", "score", "/dev/zero")
         self.assert_fails(FAILED, "offset 1", "score", stdin=b"a\xff")
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "ids"

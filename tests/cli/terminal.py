@@ -10,7 +10,7 @@ import termios
 import time
 import unicodedata
 
-from gemma_run import PROGRAM, environment
+from gemma_run import PROGRAM, command, environment
 
 ENTER, BACKSPACE, UP, LEFT = "\r", "\x7f", "\x1b[A", "\x1b[D"
 CTRL_A, CTRL_C, CTRL_D, CTRL_E = "\x01", "\x03", "\x04", "\x05"
@@ -106,7 +106,7 @@ class Terminal:
         self.process, self.terminal = pty.fork()
         if self.process == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.execve(PROGRAM, [PROGRAM, *arguments], environment(**changes))
+            os.execve(PROGRAM, command(*arguments), environment(**changes))
         self.columns = columns
         self.received = b""
         self.seen = 0

@@ -145,7 +145,7 @@ KvType kv_type_of(const BenchDevice& bench) {
 std::unique_ptr<Device> make_device(const BenchDevice& bench, const Model& model, int context, int sequences) {
   const KvLayout kv = plan_kv_cache(model.config.window, context, sequences, kv_type_of(bench));
   const int max_rows = std::max(std::min(chunk_of(bench), context), sequences);
-  return bench.is_gpu ? make_cuda_device(model, {.ordinal = 0, .max_rows = max_rows, .kv = kv})
+  return bench.is_gpu ? make_cuda_device(model, {.ordinal = bench.gpu, .max_rows = max_rows, .kv = kv})
                       : make_cpu_device(model, {.threads = bench.threads, .max_rows = max_rows, .kv = kv});
 }
 
@@ -179,7 +179,7 @@ Timings measure_decode(const Model& model, Device& device, int context, int rows
     const double time = now();
     if (i >= kWarmUp) seconds.push_back(time - last);
     last = time;
-    if (i == kWarmUp) first = time, cpu_at_first = cpu_seconds();
+    if (i == kWarmUp - 1) first = time, cpu_at_first = cpu_seconds();
   }
   if (host_share != nullptr) *host_share = (cpu_seconds() - cpu_at_first) / (last - first);
   return summarize(std::move(seconds));

@@ -19,6 +19,7 @@ Timings summarize(std::vector<double> seconds);
 /// What devices are made for measuring.
 struct BenchDevice {
   bool is_gpu = false;
+  int gpu = 0;                         ///< which one, as CUDA counts them
   int threads = 0;                     ///< of a CPU; 0: one for each core
   int chunk = 0;                       ///< rows of a prompt read at once; 0: as the engine does
   std::optional<KvType> kv_type = {};  ///< of the cache; none: as the engine does

@@ -84,10 +84,11 @@ std::string roofline(const Report& report) {
   std::size_t color = 0;
   for (const ModelResult& model : report.models) {
     const char* of_model = kColors[color++ % std::size(kColors)];
-    const std::string name = model.name.substr(model.name.rfind('-') + 1) + " " + model.type;
+    const std::string name = model.label + " " + model.type;
     for (const DecodeResult& result : model.decode) {
-      plot.point(result.cost.flop / result.cost.bytes, result.cost.flop / result.step.median / 1e12, of_model,
-                 name + text_of(", %.0f rows at %.0f", result.rows, result.context));
+      plot.point(
+          result.cost.flop / result.cost.bytes, result.cost.flop / result.step.median / 1e12, of_model,
+          name + text_of(result.rows == 1 ? ", %.0f row at %.0f" : ", %.0f rows at %.0f", result.rows, result.context));
     }
     for (const PromptResult& result : model.prompt) {
       plot.point(result.cost.flop / result.cost.bytes, result.cost.flop / result.whole.median / 1e12, of_model,

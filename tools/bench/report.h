@@ -38,6 +38,7 @@ struct Profile {
 
 struct ModelResult {
   std::string name, type;
+  std::string label = {};  ///< a short name
   std::string cache = {};  ///< its type, where one was asked for
   double weights_bytes = 0;
   std::vector<DecodeResult> decode;

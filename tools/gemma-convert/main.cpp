@@ -16,6 +16,7 @@
 #include "model/model_file.h"
 #include "progress_bar.h"
 #include "runtime/calibrate.h"
+#include "usage.h"
 
 namespace {
 
@@ -108,7 +109,7 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kWrongUsage;
+    return gemma::end_parsing(app, error);
   }
 
   options.types.layers = gemma::parse_weight_type(type);
@@ -117,7 +118,7 @@ int run(int argc, char** argv) {
   options.types.embed = gemma::parse_weight_type(embed_type);
   if (is_chat || is_raw) options.is_chat = is_chat;
   if (!text_file.empty() && options.types == gemma::WeightTypes{}) {
-    std::fprintf(stderr, "gemma-convert: --calibrate is for --type q8 and q4\n");
+    std::fprintf(stderr, "gemma-convert: --calibrate is for --type q8 and q4 (see gemma-convert --help)\n");
     return kWrongUsage;
   }
   catch_signals();

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 
 #include "activation.cuh"
@@ -32,12 +31,6 @@ constexpr int kMaxDecodeRows = 64;  // generated rows of a step, where there are
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 std::size_t size(long long count) { return static_cast<std::size_t>(count); }
-
-std::string gigabytes(std::size_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.2f GB", static_cast<double>(bytes) / 1e9);
-  return text;
-}
 
 /// Logits of a row, rounded up so that rows are aligned and cuBLASLt is never asked for an odd number of outputs.
 std::size_t logits_pitch(const Config& config) { return size(ceil_div(config.vocab_size, 8) * 8); }
@@ -179,22 +172,13 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
 std::size_t check_memory(const Model& model, const CudaOptions& options, const Gemm& gemm) {
   check_shape(model, options.kv);
   const Sizes sizes = plan_sizes(model.config, model.weights.types(), options, gemm);
-  const std::size_t weights = DeviceWeights::bytes(model);
+  GpuMemory memory{.weights = DeviceWeights::bytes(model), .cache = sizes.cache_bytes()};
   // What loading takes is given back before the cache and the work space are there.
   const std::size_t staging = DeviceWeights::staging_bytes(model);
-  const std::size_t cache = sizes.cache_bytes();
-  const std::size_t work = std::max(sizes.work_bytes(), staging - std::min(staging, cache));
-  const std::size_t needed = weights + cache + work;
-  std::size_t available = 0, total = 0;
-  check_cuda(cudaMemGetInfo(&available, &total));
-  if (needed > available) {
-    throw OutOfMemory("the GPU has " + gigabytes(available) + " of its " + gigabytes(total) + " free, but " +
-                      gigabytes(needed) + " are needed: " + gigabytes(weights) + " for weights, " + gigabytes(cache) +
-                      " for the cache of " + std::to_string(options.kv.rings) + " x " +
-                      std::to_string(options.kv.context) + " positions, " + gigabytes(work) +
-                      " of work space. Ask for a shorter --context, a smaller --chunk, or --device cpu");
-  }
-  return needed;
+  memory.work = std::max(sizes.work_bytes(), staging - std::min(staging, memory.cache));
+  check_cuda(cudaMemGetInfo(&memory.available, &memory.total));
+  if (memory.needed() > memory.available) throw OutOfMemory(explain_out_of_memory(model, options.kv, memory));
+  return memory.needed();
 }
 
 std::string describe(int ordinal) {

@@ -133,30 +133,31 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     OwnLines, BatchLineRefuses,
-    testing::Values(BadLine{"{}", "either 'prompt' or 'messages'"},
-                    BadLine{R"({"prompt": "a", "messages": []})", "either 'prompt' or 'messages'"},
-                    BadLine{R"({"prompt": "a", "temprature": 1})", "unknown option 'temprature'"},
-                    BadLine{R"({"prompt": "a", "parse_special": true})", "unknown option 'parse_special'"},
-                    BadLine{R"({"prompt": 5})", "neither a text nor a list of token ids"},
-                    BadLine{R"({"prompt": ["a", "b"]})", "one prompt on a line"},
-                    BadLine{R"({"prompt": [2, 1e10]})", "token ids"},
-                    BadLine{R"({"prompt": "a", "max_tokens": 1.5})", "'max_tokens' that is not a whole number"},
-                    BadLine{R"({"prompt": "a", "max_tokens": 4294967296})", "'max_tokens' that is out of range"},
-                    BadLine{R"({"prompt": "a", "temperature": "hot"})", "'temperature' that is not a number"},
-                    BadLine{R"({"prompt": "a", "temperature": 1e300})", "'temperature' that is out of range"},
-                    BadLine{R"({"prompt": "a", "seed": -1})", "'seed'"},
-                    BadLine{R"({"prompt": "a", "stop": 3})", "'stop'"},
-                    BadLine{R"({"prompt": "a", "stop": ["b", 3]})", "'stop'"},
-                    BadLine{R"({"prompt": "a", "chat": 1})", "'chat' that is neither true nor false"},
-                    BadLine{R"({"prompt": "a", "logprobs": 1001})", "more than 1000 'logprobs'"},
-                    BadLine{R"({"prompt": "a", "chat": true, "raw": true})", "both 'chat' and 'raw'"},
-                    BadLine{R"({"prompt": "a", "id": {}})", "'id' that is neither"},
-                    BadLine{R"({"messages": [{"role": "user", "content": "a"}], "raw": true})", "always a chat"},
-                    BadLine{R"({"messages": [{"role": "user"}]})", "no 'content'"},
-                    BadLine{R"({"messages": [{"role": "user", "content": 5}]})", "'content'"},
-                    BadLine{R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", "not text"},
-                    BadLine{R"({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]})", "'tool_calls'"},
-                    BadLine{R"({"messages": ["a"]})", "not an object"}, BadLine{R"({"messages": []})", "'messages'"}));
+    testing::Values(
+        BadLine{"{}", "either 'prompt' or 'messages'"},
+        BadLine{R"({"prompt": "a", "messages": []})", "either 'prompt' or 'messages'"},
+        BadLine{R"({"prompt": "a", "temprature": 1})", "unknown option 'temprature'"},
+        BadLine{R"({"prompt": "a", "parse_special": true})", "unknown option 'parse_special'"},
+        BadLine{R"({"prompt": 5})", "neither a text nor a list of token ids"},
+        BadLine{R"({"prompt": ["a", "b"]})", "one prompt on a line"}, BadLine{R"({"prompt": [2, 1e10]})", "token ids"},
+        BadLine{R"({"prompt": "a", "max_tokens": 1.5})", "'max_tokens' that is not a whole number"},
+        BadLine{R"({"prompt": "a", "max_tokens": 4294967296})", "'max_tokens' that is out of range"},
+        BadLine{R"({"prompt": "a", "temperature": "hot"})", "'temperature' that is not a number"},
+        BadLine{R"({"prompt": "a", "temperature": 1e300})", "'temperature' that is out of range"},
+        BadLine{R"({"prompt": "a", "seed": -1})", "'seed'"}, BadLine{R"({"prompt": "a", "stop": 3})", "'stop'"},
+        BadLine{R"({"prompt": "a", "stop": ["b", 3]})", "'stop'"},
+        BadLine{R"({"prompt": "a", "chat": 1})", "'chat' that is neither true nor false"},
+        BadLine{R"({"prompt": "a", "logprobs": 1001})", "more than 1000 'logprobs'"},
+        BadLine{R"({"prompt": "a", "chat": true, "raw": true})", "both 'chat' and 'raw'"},
+        BadLine{R"({"prompt": "a", "id": {}})", "'id' that is neither"},
+        BadLine{R"({"prompt": "a", "id": 12345678901234567890123})", "'id' that is a fraction, or too large"},
+        BadLine{R"({"prompt": "a", "id": 1.50})", "write it as a text"},
+        BadLine{R"({"messages": [{"role": "user", "content": "a"}], "raw": true})", "always a chat"},
+        BadLine{R"({"messages": [{"role": "user"}]})", "no 'content'"},
+        BadLine{R"({"messages": [{"role": "user", "content": 5}]})", "'content'"},
+        BadLine{R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", "not text"},
+        BadLine{R"({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]})", "'tool_calls'"},
+        BadLine{R"({"messages": ["a"]})", "not an object"}, BadLine{R"({"messages": []})", "'messages'"}));
 
 INSTANTIATE_TEST_SUITE_P(
     OpenAiLines, BatchLineRefuses,
@@ -173,6 +174,11 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{openai(R"(, "max_tokens": 3, "max_completion_tokens": 4)"), "that differ"},
                     BadLine{openai(R"(, "top_logprobs": 3)"), "'top_logprobs' without"},
                     BadLine{openai(R"(, "logprobs": 3)"), "'logprobs' that is neither true nor false"}));
+
+TEST(BatchLine, KeepsAWholeNumberOf64BitsAsItsId) {
+  EXPECT_EQ(parse(R"({"id": 18446744073709551615, "prompt": "a"})").id.dump(), "18446744073709551615");
+  EXPECT_EQ(parse(R"({"id": -9223372036854775808, "prompt": "a"})").id.dump(), "-9223372036854775808");
+}
 
 TEST(BatchLine, KeepsItsIdWhenTheRestIsBad) {
   EXPECT_EQ(parse(R"({"id": "a", "prompt": 5})").id, "a");

@@ -48,8 +48,18 @@ TEST(ChatSettings, TakeTheValuesOfTheCommandLinesOptions) {
   EXPECT_EQ(options.temperature, 0.7f);
   EXPECT_EQ(options.top_k, 5);
   EXPECT_EQ(options.seed, 18446744073709551615u);
-  EXPECT_EQ(options.stop, std::vector<std::string>{"'THE END'"});
+  EXPECT_EQ(options.stop, std::vector<std::string>{"THE END"});
   EXPECT_TRUE(options.ignore_eos);
+}
+
+TEST(ChatSettings, LoseTheQuotesAroundThem) {
+  GenerationOptions options;
+  for (const auto& [value, stop] : std::vector<std::pair<std::string, std::string>>{
+           {"\"a b\"", "a b"}, {"' a '", " a "}, {"a \"b\"", "a \"b\""}, {"\"", "\""}, {"'\"'", "\""}}) {
+    change_setting(options, "stop", value);
+    EXPECT_EQ(options.stop, std::vector<std::string>{stop});
+  }
+  EXPECT_THAT(error_text([&] { change_setting(options, "stop", "\"\""); }), HasSubstr("stop"));
 }
 
 TEST(ChatSettings, GoBackToTheirDefaultWithoutAValue) {

@@ -20,6 +20,7 @@ namespace {
 
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::MatchesRegex;
 
 // Runs gemma-convert with its output in files of a directory.
 class Tool {
@@ -115,15 +116,16 @@ TEST(ConvertTool, CalibratesOnATextWithTheModelItself) {
 
 TEST(ConvertTool, TellsWrongUsageFromFailure) {
   const Tool tool;
-  for (const std::string& wrong : {std::string(), tool.source(), tool.source() + " -o x --type q9",
-                                   tool.source() + " -o x --chat --raw", tool.source() + " -o x --nonsense"}) {
+  for (const std::string& wrong :
+       {std::string(), tool.source(), tool.source() + " -o x --type q9", tool.source() + " -o x --chat --raw",
+        tool.source() + " -o x --nonsense", tool.source() + " -o x --calibrate y"}) {
     EXPECT_EQ(tool.run(wrong), 2) << wrong;
-    EXPECT_THAT(tool.standard_error(), Not(IsEmpty())) << wrong;
+    EXPECT_THAT(tool.standard_error(), MatchesRegex("gemma-convert: [^\n]+ \\(see gemma-convert --help\\)\n")) << wrong;
   }
   EXPECT_EQ(tool.run("--help"), 0);
   EXPECT_THAT(tool.standard_output(), HasSubstr("--type"));
   EXPECT_EQ(tool.run("--version"), 0);
-  EXPECT_THAT(tool.standard_output(), HasSubstr("gemma-convert"));
+  EXPECT_THAT(tool.standard_output(), MatchesRegex("gemma-convert [0-9.]+\n"));
   EXPECT_EQ(tool.run("/no/such/directory -o " + tool.output()), 1);
   EXPECT_THAT(tool.standard_error(), HasSubstr("gemma-convert: there is no directory or file '/no/such/directory'"));
   EXPECT_EQ(tool.run(tool.source() + " -o /no/such/folder/model.gemma"), 1);

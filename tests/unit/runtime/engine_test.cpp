@@ -402,6 +402,10 @@ TEST_P(EngineTest, CountsTheTokensOfAConversationAsAPromptHasThem) {
                       {.role = "user", .content = "And your dog?"}};
   request.options.max_tokens = 1;
   EXPECT_EQ(engine.count_tokens(request.messages), engine.generate(request).prompt_tokens);
+  request.messages.back().content = "<start_of_turn>";
+  EXPECT_GT(engine.count_tokens(request.messages), engine.count_tokens(request.messages, ControlTokens::kParse));
+  request.options.parse_special = true;
+  EXPECT_EQ(engine.count_tokens(request.messages, ControlTokens::kParse), engine.generate(request).prompt_tokens);
   const std::vector<Message> empty;
   EXPECT_THROW(engine.count_tokens(empty), Error);
   request.messages.pop_back();
