@@ -15,7 +15,7 @@ from gemma_run import DEMO_MODEL, DONE, FAILED, TIMEOUT_S, USAGE, environment
 BENCH = os.environ["GEMMA_BENCH"]
 CONVERT = os.environ["GEMMA_CONVERT"]
 CONTEXT = 1024  # the demo model's
-BRIEFLY = ("--device", "cpu", "--repeats", "1", "--tokens", "2")
+BRIEFLY = ("--device", "cpu", "--repeats", "1")
 
 
 class BenchTest(unittest.TestCase):
@@ -76,12 +76,12 @@ class BenchGives(BenchTest):
             self.assertIn(label, labels)
 
     def test_a_table_for_people(self):
-        run = self.bench_well("--context", "8", "--prompt", "0", "--bandwidth", "10", "--kv-type", "auto")
+        run = self.bench_well("--tokens", "2", "--context", "8", "--prompt", "0", "--bandwidth", "10", "--kv-type", "auto")
         for words in ("reads 10.0 GB/s", "the built-in demo model", "decode  context", "of a core"):
             self.assertIn(words, run.stdout)
 
     def test_lengths_that_are_cut_to_the_context_and_says_so(self):
-        run = self.bench_well("--json", "--prompt", "8192", "--context", "4096", "--bandwidth", "10")
+        run = self.bench_well("--json", "--prompt", "8192", "--context", "4096", "--tokens", "2", "--bandwidth", "10")
         self.assertEqual(run.stderr.splitlines(), [
             f"gemma-bench: --context 4096 is cut to {CONTEXT - 6}, what the model's context of {CONTEXT} leaves beside --tokens",
             f"gemma-bench: --prompt 8192 is cut to {CONTEXT}, the model's context"])
@@ -111,7 +111,7 @@ class BenchRefuses(BenchTest):
         self.assert_fails(USAGE, "--shape", "--shape", "2b", "-m", str(DEMO_MODEL))
 
     def test_what_does_not_fit_the_model(self):
-        self.assert_fails(FAILED, f"at most {CONTEXT - 5} fit", *BRIEFLY[:4], "--tokens", "100000")
+        self.assert_fails(FAILED, f"at most {CONTEXT - 5} fit", *BRIEFLY, "--tokens", "100000")
         self.assert_fails(FAILED, "--device cpu", "--device", "cuda:99")
 
     def test_a_drawing_that_cannot_be_written_before_it_measures(self):
