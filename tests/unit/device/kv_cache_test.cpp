@@ -302,7 +302,7 @@ TEST_P(CacheOnDevice, ReadsOnAsIfAfreshAfterAnySequenceOfMoves) {
   int refusals = 0;
   for (int window : {1, 5, 70}) {
     const Model model = tiny_model(GetParam(), window);
-    for (unsigned seed = 0; seed < 2; ++seed) {
+    for (unsigned seed = 0; seed < 3; ++seed) {
       SCOPED_TRACE("window " + std::to_string(window) + ", seed " + std::to_string(seed));
       Player player(GetParam(), model, seed);
       player.play(250);
