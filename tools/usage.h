@@ -22,7 +22,7 @@ inline int end_parsing(const CLI::App& app, const CLI::ParseError& error) {
     message = option != unexpected.end() ? "there is no option '" + *option + "'"
                                          : "there is no place for '" + unexpected.front() + "'";
   }
-  const std::string name = app.get_name();
+  const std::string& name = app.get_name();
   std::fprintf(stderr, "%s: %s (see %s --help)\n", name.c_str(), message.c_str(), name.c_str());
   return kWrongUsage;
 }
