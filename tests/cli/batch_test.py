@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from gemma_run import (
-    DEMO_MODEL, DEVICE, DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, Run, command, environment, main, start)
+    DEMO_MODEL, DEVICE, DONE, FAILED, INTERRUPTED, USAGE, CommandLineTest, command, environment, main, start)
 
 GREEDY = ("--temperature", "0")
 PROMPTS = ("Once upon a time", "The dog was", "A little girl named Lily", "One day, Tim", "The cat sat on")

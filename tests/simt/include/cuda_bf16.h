@@ -23,7 +23,6 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
 inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
 inline float __bfloat162float(__nv_bfloat16 value) { return value; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {x, y}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {pair.x, pair.y}; }
 inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
   return {static_cast<float>(a.x) - static_cast<float>(b.x), static_cast<float>(a.y) - static_cast<float>(b.y)};
 }

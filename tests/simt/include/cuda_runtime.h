@@ -39,23 +39,12 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct alignas(8) int2 {
-  int x, y;
-};
 struct alignas(16) int4 {
   int x, y, z, w;
 };
-struct alignas(4) char4 {
-  signed char x, y, z, w;
-};
-struct alignas(2) char2 {
-  signed char x, y;
-};
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline char4 make_char4(signed char x, signed char y, signed char z, signed char w) { return {x, y, z, w}; }
 
 struct dim3 : simt::Index {
   dim3(unsigned in_x = 1, unsigned in_y = 1, unsigned in_z = 1) : simt::Index{in_x, in_y, in_z} {}
@@ -87,8 +76,6 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
-inline float __int_as_float(int bits) { return __uint_as_float(static_cast<unsigned>(bits)); }
-inline int __float_as_int(float value) { return static_cast<int>(__float_as_uint(value)); }
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -106,8 +93,6 @@ inline std::uint64_t __umul64hi(std::uint64_t a, std::uint64_t b) {
   return static_cast<std::uint64_t>(static_cast<Wide>(a) * b >> 64);
 }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const std::uint64_t bytes = static_cast<std::uint64_t>(high) << 32 | low;
@@ -198,11 +183,6 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned delta) {
   const unsigned lane = simt::lane();
   return simt::exchange(value, lane < delta ? lane : lane - delta);
-}
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned delta) {
-  const unsigned lane = simt::lane();
-  return simt::exchange(value, lane + delta > 31 ? lane : lane + delta);
 }
 
 inline unsigned __ballot_sync(unsigned, bool predicate) {
