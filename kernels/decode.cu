@@ -46,7 +46,36 @@ std::string advice() {
   return "for this model; use --device cpu";
 }
 
+/// Deals out messages, each array from a multiple of 16 bytes on.
+/// @return words dealt out
+std::size_t deal_out(const DecodeModel& model, unsigned long long* memory, DecodeMessages& messages) {
+  std::size_t used = 0;
+  const auto take = [&]<class Word>(Word*& words, std::size_t count) {
+    words = memory == nullptr ? nullptr : reinterpret_cast<Word*>(memory + used);
+    used += (count * sizeof(Word) + 15) / 16 * 2;
+  };
+  const auto query_size = static_cast<std::size_t>(model.heads * model.head_dim);
+  const auto blocks = static_cast<std::size_t>(model.max_blocks);
+  take(messages.step, 1);
+  take(messages.arrivals, 1);
+  take(messages.carries, static_cast<std::size_t>(multiprocessors() * kPieceRows));
+  take(messages.qkv, query_size + static_cast<std::size_t>(2 * model.kv_heads * model.head_dim));
+  take(messages.partials, query_size * blocks);
+  take(messages.partial_sums, static_cast<std::size_t>(2 * model.heads) * blocks);
+  take(messages.attended, query_size);
+  take(messages.projected, static_cast<std::size_t>(model.hidden));
+  take(messages.activated, static_cast<std::size_t>(model.intermediate));
+  return used;
+}
+
 }  // namespace
+
+std::size_t decode_messages_size(const DecodeModel& model) {
+  DecodeMessages none{};
+  return deal_out(model, nullptr, none);
+}
+
+void lay_out_messages(DecodeModel& model, unsigned long long* memory) { deal_out(model, memory, model.messages); }
 
 std::size_t decode_exchange_size() {
   return kFirstCarry + static_cast<std::size_t>(multiprocessors()) * kFewRows * kPieceRows;
@@ -67,8 +96,12 @@ int max_decode_rows(const DecodeModel& model) {
 
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream) {
   const bool is_few = few_fit(model, rows);
+  const bool sends = is_few && with_format(model.layer_type, [&](auto format) {
+                       return sends_messages<decltype(format)>(architecture_of_code(), rows);
+                     });
   const int carries = is_few ? multiprocessors() * (rows == 1 ? 1 : kFewRows) * kPieceRows : 0;
-  check_cuda(cudaMemsetAsync(model.exchange, 0, static_cast<std::size_t>(kFirstCarry + carries) * 8, stream));
+  if (!sends)
+    check_cuda(cudaMemsetAsync(model.exchange, 0, static_cast<std::size_t>(kFirstCarry + carries) * 8, stream));
   if (!is_few) {
     launch_decode_many(model, rows, stream);
   } else {

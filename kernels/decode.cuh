@@ -94,6 +94,20 @@ struct DecodeBlockProfile {
   long long cycles, nanoseconds;  ///< of the whole step
 };
 
+/// What blocks tell each other while they decode a single row, number by number (decode_message.cuh). All of it is zero
+/// before the first launch.
+struct DecodeMessages {
+  unsigned* step;                    ///< number of the step, counted by the kernel
+  unsigned* arrivals;                ///< at grid barriers, since the first step
+  unsigned long long* carries;       ///< [multiprocessors, kPieceRows]: sums of a tile that goes on in the next block
+  unsigned long long* qkv;           ///< [(heads + 2 * kv_heads) * head_dim]
+  unsigned long long* partials;      ///< [heads, max_blocks, head_dim]: attention over one block, not normalised
+  unsigned long long* partial_sums;  ///< [heads, max_blocks, 2]: its largest score, and the sum of its exponentials
+  unsigned* attended;                ///< [heads * head_dim]: the next product's input
+  unsigned long long* projected;     ///< [hidden]
+  unsigned* activated;               ///< [intermediate]: the next product's input
+};
+
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
 /// things lie. What changes (tokens, positions, page tables, how many rows there are) is behind the pointers.
 struct DecodeModel {
@@ -138,6 +152,7 @@ struct DecodeModel {
   float* logits;              ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
+  DecodeMessages messages;
   unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
   unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
 
@@ -156,6 +171,13 @@ inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1)
 /// @param model  of which hidden, intermediate, heads, kv_heads, head_dim, layer_type and kv_type must be set
 /// @throws Error if shared memory is too short for a row, or rows are longer than the kernels can hold.
 int max_decode_rows(const DecodeModel& model);
+
+/// Words of 8 bytes that lay_out_messages() deals out.
+std::size_t decode_messages_size(const DecodeModel& model);
+
+/// Gives DecodeModel::messages their places.
+/// @param model  of which hidden, intermediate, heads, kv_heads, head_dim and max_blocks must be set, as for their size
+void lay_out_messages(DecodeModel& model, unsigned long long* memory);
 
 /// Elements that DecodeModel::exchange must have on the present GPU.
 std::size_t decode_exchange_size();

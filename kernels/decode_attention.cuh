@@ -3,7 +3,8 @@
 // Attention of any number of rows over keys and values that arrive through the stream.
 //
 // It goes over blocks of 64 keys aligned to absolute positions, 8 keys a warp; blocks are combined in ascending order
-// in groups of 16 by whichever thread block finishes last, and then the groups.
+// in groups of 16, and then the groups: by whichever thread block finishes last, or (of a single row whose numbers are
+// messages) by all thread blocks, each a slice of the elements.
 //
 // With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by
 // the value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts
@@ -13,6 +14,7 @@
 #include <type_traits>
 
 #include "decode_block.cuh"
+#include "decode_message.cuh"
 #include "decode_product.cuh"
 #include "device/attention_mask.h"
 #include "device/device.h"
@@ -241,7 +243,7 @@ struct AttentionScratch {
   float out[kConsumerWarps][kHeadsAtOnce][kMaxHeadDim];
   float new_key_scale, new_value_scale;
 };
-static_assert(sizeof(AttentionScratch) <= least_scratch_bytes(860));
+static_assert(sizeof(AttentionScratch) <= least_scratch_bytes(860, 1));
 
 /// Lanes with the bit `kOffset` keep the upper half of 2 * kCount numbers, the others the lower half, each added to
 /// what the lane across had of it.
@@ -504,6 +506,35 @@ __device__ void prepare_attention(const DecodeModel& model, const Shared<Format>
   }
 }
 
+/// Takes up to kAtOnce partial results over neighbouring keys into those of the keys before, in order.
+template <int kAtOnce, class PartialSums, class PartialOut>
+__device__ void merge(int count, Softmax& softmax, float2& values, const PartialSums& partial_sums,
+                      const PartialOut& partial_out) {
+  float2 sums[kAtOnce] = {}, outs[kAtOnce] = {};
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (j >= count) continue;
+    sums[j] = partial_sums(j);
+    outs[j] = partial_out(j);
+  }
+  float largest = softmax.largest;
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (j < count) largest = fmaxf(largest, sums[j].x);
+  }
+  const float before = expf(softmax.largest - largest);
+  softmax = {largest, softmax.sum * before};
+  values = {values.x * before, values.y * before};
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (j >= count) continue;
+    const float weight = expf(sums[j].x - largest);
+    softmax.sum = fmaf(weight, sums[j].y, softmax.sum);
+    values.x = fmaf(weight, outs[j].x, values.x);
+    values.y = fmaf(weight, outs[j].y, values.y);
+  }
+}
+
 /// Combines `count` partial results over neighbouring keys, in order, kAtOnce of them at a time. Thread i of the
 /// consumers works on pairs of elements i, i + kConsumers, ... of `heads` heads. Calls done(head, dim, values, softmax)
 /// for each.
@@ -517,29 +548,9 @@ __device__ void combine(int count, int heads, int head_dim, const PartialOut& pa
     Softmax softmax{kMaskedScore, 0};
     float2 values = {0, 0};
     for (int first = 0; first < count; first += kAtOnce) {
-      float2 sums[kAtOnce] = {}, outs[kAtOnce] = {};
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (first + j >= count) continue;
-        sums[j] = partial_sums(head, first + j);
-        outs[j] = partial_out(head, first + j, dim);
-      }
-      float largest = softmax.largest;
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (first + j < count) largest = fmaxf(largest, sums[j].x);
-      }
-      const float before = expf(softmax.largest - largest);
-      softmax = {largest, softmax.sum * before};
-      values = {values.x * before, values.y * before};
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (first + j >= count) continue;
-        const float weight = expf(sums[j].x - largest);
-        softmax.sum = fmaf(weight, sums[j].y, softmax.sum);
-        values.x = fmaf(weight, outs[j].x, values.x);
-        values.y = fmaf(weight, outs[j].y, values.y);
-      }
+      merge<kAtOnce>(
+          count - first, softmax, values, [&](int j) { return partial_sums(head, first + j); },
+          [&](int j) { return partial_out(head, first + j, dim); });
     }
     done(head, dim, values, softmax);
   }
@@ -607,11 +618,161 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& s
       [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
 }
 
-/// @param qkv       what the last product gave: qkv.row(i).read() as ProductRow's
-/// @param attended  the next product's input: attended.at(row, column)
-template <KvType kKv, int kLaneDims, class Format, class Qkv, class Attended>
+/// Where attention leaves its results for others to read: each block's as it is, until all of them are there and
+/// combined by whichever thread block finishes last.
+/// @tparam Attended  the next product's input: attended.at(row, column)
+template <class Attended>
+struct CombinedResults {
+  Attended attended;
+
+  /// @param head  of all heads
+  __device__ void put(const DecodeModel& model, const BlockRun& run, int head, int block, int dim, float2 values,
+                      const Softmax& softmax) const {
+    const std::size_t at = static_cast<std::size_t>(run.row * model.heads + head) * model.max_blocks + block;
+    __stcg(reinterpret_cast<float2*>(model.partials + at * model.head_dim + dim), values);
+    if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+  }
+  template <class Format>
+  __device__ void end_run(const DecodeModel& model, const Shared<Format>& shared, const BlockRun& run) const {
+    combine_blocks(model, shared, attended, run);
+  }
+};
+
+/// The same of a single row, as messages, which combine_slices() reads.
+struct SentResults {
+  unsigned tag;
+
+  __device__ void put(const DecodeModel& model, const BlockRun& /*run*/, int head, int block, int dim, float2 values,
+                      const Softmax& softmax) const {
+    const std::size_t at = static_cast<std::size_t>(head) * model.max_blocks + block;
+    send(model.messages.partials + at * model.head_dim + dim, values, tag);
+    if (dim == 0) send(model.messages.partial_sums + 2 * at, {softmax.largest, softmax.sum}, tag);
+  }
+  template <class Format>
+  __device__ void end_run(const DecodeModel& /*model*/, const Shared<Format>& /*shared*/,
+                          const BlockRun& /*run*/) const {}
+};
+
+/// Of combine_slices(), in the scratch memory: what groups of blocks have given.
+struct SliceScratch {
+  static constexpr int kSlices = 2;  // at once
+  static constexpr int kPairs = 8;   // of elements, in a slice
+
+  float2 values[kSlices][kBlocksInGroup][kPairs];
+  float2 sums[kSlices][kBlocksInGroup];
+};
+static_assert(sizeof(SliceScratch) <= least_scratch_bytes(860, 1));
+
+/// All consumers of all blocks, after attend(): waits for a single row's attention over all blocks of keys, and
+/// combines it, in the order of combine_blocks(). Each block sees to slices of 16 elements of a head; 8 threads to the
+/// slice of one group.
+template <class Format>
+__device__ void combine_slices(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
+                               unsigned tag) {
+  constexpr int kPairs = SliceScratch::kPairs;
+  static_assert(kConsumers == SliceScratch::kSlices * kBlocksInGroup * kPairs);
+  SliceScratch& scratch = *reinterpret_cast<SliceScratch*>(shared.scratch);
+  const int thread = thread_index();
+  const int pair = thread % kPairs;
+  const int own_group = thread / kPairs % kBlocksInGroup;
+  const int own_slice = thread / kPairs / kBlocksInGroup;
+  const int first_lane = lane_index() / kPairs * kPairs;
+  const int slices_in_head = model.head_dim / (2 * kPairs);
+  const int slices = model.heads * slices_in_head;
+  const int blocks = visible_keys(model, layer, shared.position[0]).blocks();
+  const int groups = (blocks + kBlocksInGroup - 1) / kBlocksInGroup;
+  const int grid = static_cast<int>(gridDim.x);
+
+  for (int first_slice = static_cast<int>(blockIdx.x); first_slice < slices;
+       first_slice += SliceScratch::kSlices * grid) {
+    const int slice = first_slice + own_slice * grid;
+    const int head = slice / slices_in_head;
+    const int dim = (slice % slices_in_head * kPairs + pair) * 2;
+    Softmax softmax{kMaskedScore, 0};  // of all groups
+    float2 values = {0, 0};
+    for (int first_group = 0; first_group < groups; first_group += kBlocksInGroup) {
+      const int group = first_group + own_group;
+      const int count = slice < slices ? min(kBlocksInGroup, blocks - group * kBlocksInGroup) : 0;  // or less than 1
+      const std::size_t at = static_cast<std::size_t>(head) * model.max_blocks + group * kBlocksInGroup;
+      const unsigned long long* const sums_from = model.messages.partial_sums + 2 * at;
+      const unsigned long long* const values_from = model.messages.partials + at * model.head_dim + dim;
+      ulonglong2 found_sums[2] = {}, found[kBlocksInGroup] = {};
+      ask_until_come([&] {
+        bool is_complete = true;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int part = pair + kPairs * i;
+          load_relaxed_pair_if(part < count, sums_from + 2 * part, found_sums[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kBlocksInGroup; ++i)
+          load_relaxed_pair_if(i < count, values_from + i * model.head_dim, found[i]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          is_complete = is_complete && (pair + kPairs * i >= count || have_come(found_sums[i], tag));
+#pragma unroll
+        for (int i = 0; i < kBlocksInGroup; ++i) is_complete = is_complete && (i >= count || have_come(found[i], tag));
+        return is_complete;
+      });
+      __syncwarp();
+
+      // A thread knows the sums of two blocks; it needs all of them for its own pair of elements.
+      Softmax part_softmax[2];
+      float largest = kMaskedScore;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        part_softmax[i] = {kMaskedScore, 0};
+        if (pair + kPairs * i < count) part_softmax[i] = {value_of(found_sums[i].x), value_of(found_sums[i].y)};
+        largest = fmaxf(largest, part_softmax[i].largest);
+      }
+#pragma unroll
+      for (int offset = 1; offset < kPairs; offset *= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+      float weights[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) weights[i] = expf(part_softmax[i].largest - largest);
+      float sum = 0;
+      float2 group_values = {0, 0};
+#pragma unroll
+      for (int i = 0; i < kBlocksInGroup; ++i) {
+        const float weight = __shfl_sync(~0u, weights[i / kPairs], first_lane + i % kPairs);
+        const float part_sum = __shfl_sync(~0u, part_softmax[i / kPairs].sum, first_lane + i % kPairs);
+        if (i >= count) continue;
+        sum = fmaf(weight, part_sum, sum);
+        group_values.x = fmaf(weight, value_of(found[i].x), group_values.x);
+        group_values.y = fmaf(weight, value_of(found[i].y), group_values.y);
+      }
+      if (groups == 1) {
+        softmax = {largest, sum};
+        values = group_values;
+        continue;
+      }
+      scratch.values[own_slice][own_group][pair] = group_values;
+      if (pair == 0) scratch.sums[own_slice][own_group] = {largest, sum};
+      consumer_barrier();
+      if (own_group == 0) {
+        merge<kBlocksInGroup>(
+            min(kBlocksInGroup, groups - first_group), softmax, values,
+            [&](int i) { return scratch.sums[own_slice][i]; },
+            [&](int i) { return scratch.values[own_slice][i][pair]; });
+      }
+      consumer_barrier();
+    }
+    if (own_group == 0 && slice < slices) {
+      const unsigned first = short_message(values.x / softmax.sum, tag);
+      const unsigned second = short_message(values.y / softmax.sum, tag);
+      store_relaxed(
+          reinterpret_cast<unsigned long long*>(model.messages.attended + operand_order(head * model.head_dim + dim)),
+          static_cast<unsigned long long>(second) << 32 | first);
+    }
+  }
+}
+
+/// @param qkv      what the last product gave: qkv.row(i).read() as ProductRow's
+/// @param results  CombinedResults, or alike
+template <KvType kKv, int kLaneDims, class Format, class Qkv, class Results>
 __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const Shared<Format>& shared,
-                       BlockRuns<kKv>& runs, const Qkv& qkv, const Attended& attended, int& next_piece) {
+                       BlockRuns<kKv>& runs, const Qkv& qkv, const Results& results, int& next_piece) {
   constexpr int kPiecesInPart = kKeysInPart / keys_in_stage<kKv, Format>(kLaneDims);
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
@@ -652,16 +813,12 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
             [&](int head, int p, int dim) { return *reinterpret_cast<const float2*>(scratch.out[p][head] + dim); },
             [&](int head, int p) { return scratch.sums[p][head]; },
             [&](int head, int dim, float2 values, const Softmax& softmax) {
-              const std::size_t at =
-                  static_cast<std::size_t>(run.row * model.heads + first_head + head) * model.max_blocks + block -
-                  run.range.first_block();
-              __stcg(reinterpret_cast<float2*>(model.partials + at * head_dim + dim), values);
-              if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+              results.put(model, run, first_head + head, block - run.range.first_block(), dim, values, softmax);
             });
       }
       next_piece += parts * kPiecesInPart;
     }
-    combine_blocks(model, shared, attended, run);
+    results.end_run(model, shared, run);
     consumer_barrier();  // before the next run's queries take the place of this one's
   }
 }

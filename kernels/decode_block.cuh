@@ -10,8 +10,9 @@
 namespace gemma {
 
 /// For partial sums of products, or of attention.
-__host__ __device__ constexpr int least_scratch_bytes(int architecture) {
-  return is_short_of_memory(architecture) ? 21 * 1024 : 32 * 1024;
+/// @param rows  that the kernel is for: one row leaves few sums, and the stages need the memory more
+__host__ __device__ constexpr int least_scratch_bytes(int architecture, int rows) {
+  return is_short_of_memory(architecture) || rows == 1 ? 21 * 1024 : 32 * 1024;
 }
 
 /// The thread, as if it were another one at each call: what is worked out from it is then worked out again and not kept
@@ -104,11 +105,12 @@ class Dealer {
  public:
   __device__ void begin_layer() { dealt_ = below_ = through_ = uneven_ = 0; }
 
-  /// Pieces of a product, numbered tile by tile. Tiles are divided between blocks where each gets more than one.
+  /// Pieces of a product, numbered tile by tile. Tiles are divided between blocks where each gets more than one, and
+  /// where a block has pieces enough to work on while another one finishes its part of a tile.
   __device__ Share deal_pieces(const MatrixShape& matrix, int piece_columns = kPieceColumns) {
     const int in_tile = matrix.pieces_in_tile(piece_columns);
     const int pieces = matrix.tiles() * in_tile;
-    if (matrix.tiles() < grid()) {
+    if (matrix.tiles() < grid() || 2 * pieces <= 3 * kConsumerWarps * grid()) {
       const Share tiles = even(matrix.tiles());
       return take({tiles.first * in_tile, tiles.last * in_tile}, pieces, uneven_ + in_tile);
     }
@@ -152,27 +154,39 @@ class Dealer {
 
 /// Where the blocks of the grid wait for each other. What does not depend on the others fits between arrive() and
 /// wait().
+///
+/// @tparam kIsFenced  whether what the consumers have written before arrive() can be read by all blocks after wait().
+/// Otherwise it has only been sent by then, which is enough for messages (decode_message.cuh).
+template <bool kIsFenced>
 class GridBarrier {
  public:
-  __device__ explicit GridBarrier(unsigned long long* exchange) : arrivals_(reinterpret_cast<unsigned*>(exchange)) {}
+  /// @param arrivals  so far: a multiple of the blocks, which may have wrapped around
+  __device__ explicit GridBarrier(unsigned* counter, unsigned arrivals) : arrivals_(counter), expected_(arrivals) {}
 
-  /// By all consumers: what they have written can be read by all blocks after wait().
+  /// By all consumers, as wait() is.
   __device__ void arrive() {
     expected_ += gridDim.x;
     consumer_barrier();
-    if (threadIdx.x == 0) add_release(arrivals_, 1);
+    if (threadIdx.x != 0) return;
+    if constexpr (kIsFenced) {
+      add_release(arrivals_, 1);
+    } else {
+      add_relaxed(arrivals_, 1);
+    }
   }
   __device__ void wait() {
     if (threadIdx.x == 0) {
-      while (load_acquire(arrivals_) < expected_) {
+      while (static_cast<int>(look() - expected_) < 0) {
       }
     }
     consumer_barrier();
   }
 
  private:
+  __device__ unsigned look() const { return kIsFenced ? load_acquire(arrivals_) : load_relaxed(arrivals_); }
+
   unsigned* arrivals_;
-  unsigned expected_ = 0;
+  unsigned expected_;
 };
 
 /// Where in DecodeModel::exchange the carries begin (decode_product.cuh), on a line of their own.

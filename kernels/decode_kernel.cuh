@@ -7,7 +7,7 @@
 // multiprocessor. Its producer streams the block's share of all weights, layer after layer, and of the keys and
 // values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
 // Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one). The
-// stream does not stop at barriers: a ring of 190 KB holds what memory gives in 8 us. Time is lost only where a chain
+// stream does not stop at barriers: a ring of 180 KB holds what memory gives in 8 us. Time is lost only where a chain
 // of dependencies takes longer than that and the bytes that are used up on the way: from the end of one layer's `down`
 // to the next one's `gate_up` four waits for the grid, two norms and attention follow each other.
 //
@@ -94,6 +94,13 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared<F
 
 // --- the consumers ---
 
+/// Whether numbers that blocks pass on are messages (decode_message.cuh): those of a single row, where memory is so
+/// busy that a barrier which waits for them takes longer, and where a block has room to keep the residual stream.
+template <class Format>
+__host__ __device__ constexpr bool sends_messages(int architecture, int rows) {
+  return rows == 1 && Format::kSendsMessages && !is_short_of_memory(architecture);
+}
+
 /// All consumers: copies the rows that normalize() has written to memory to where the next product reads them.
 __device__ inline void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16* normalized, int rows, int hidden) {
   const int chunks = hidden / 8;  // of 16 bytes in a row
@@ -110,12 +117,19 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
   Clock clock(model);
-  GridBarrier grid(model.exchange);
-  Carries carries(model.exchange, kRows * kPieceRows);
+  constexpr bool kIsSent = sends_messages<Format>(kArchitecture, kRows);
+  const DecodeMessages& messages = model.messages;
+  const unsigned step = kIsSent ? __ldcg(messages.step) : 0;
+  unsigned next_tag = first_tag(model, step);  // of the next product; what the last one gave has the tag before
+  constexpr unsigned kBarriersOfLayer = 5;
+  GridBarrier<!kIsSent> grid(kIsSent ? messages.arrivals : reinterpret_cast<unsigned*>(model.exchange),
+                             step * kBarriersOfLayer * static_cast<unsigned>(model.layers) * gridDim.x);
+  Carries carries(kIsSent ? messages.carries : model.exchange + kFirstCarry, kRows * kPieceRows, next_tag);
   Dealer dealer;
   int next_piece = 0;
   constexpr bool kHasOtherHead = kHead != Format::kLayers;
   __nv_bfloat16* const operand = reinterpret_cast<__nv_bfloat16*>(shared.rest);
+  float* const kept_row = reinterpret_cast<float*>(shared.rest + operand_pitch(hidden) * 2);  // with messages
 
   // Every block has the only row for itself; many rows are normalised by one block each.
   const int own_row = kRows == 1 ? 0 : static_cast<int>(blockIdx.x);
@@ -124,10 +138,15 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   const std::size_t offset = static_cast<std::size_t>(own_row) * hidden;
   const auto normalize = [&](int half) {
     if (has_row) {
-      if (half > 0) residual.add(shared, ProductRow{model.projected + offset}, model.norm_eps);
+      if constexpr (kIsSent) {
+        if (half > 0) residual.add(shared, MessageRow{messages.projected, next_tag - 1}, model.norm_eps);
+      } else {
+        if (half > 0) residual.add(shared, ProductRow{model.projected + offset}, model.norm_eps);
+      }
       __nv_bfloat16* const to = kRows == 1 ? operand : model.normalized + offset;
       residual.normalize(shared, model.norm_eps, [&](int column) { return to + operand_order(column); });
-      if (kRows > 1 || blockIdx.x == 0) residual.store(model.residual[half % 2] + offset);
+      if constexpr (kIsSent) residual.keep(kept_row);
+      if (!kIsSent && (kRows > 1 || blockIdx.x == 0)) residual.store(model.residual[half % 2] + offset);
     }
     if (kRows > 1) {
       grid.arrive();
@@ -144,15 +163,40 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   };
   const auto multiply_with = [&](auto type, Kind kind, const Slots& slots) {
     const MatrixShape shape = shape_of(model, kind);
-    const Operand input = kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
-                          : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
-                                                      : Operand{operand, operand_pitch(hidden)};
+    const unsigned tag = next_tag++;
+    const auto input = [&] {
+      if constexpr (kIsSent) {
+        return RowOperand{operand,
+                          kind == Kind::kAttentionOut ? messages.attended
+                          : kind == Kind::kDown       ? messages.activated
+                                                      : nullptr,
+                          tag - 1};
+      } else if constexpr (kRows == 1) {
+        return PlainRowOperand{kind == Kind::kAttentionOut ? model.attended
+                               : kind == Kind::kDown       ? model.activated
+                                                           : operand};
+      } else {
+        return kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
+               : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
+                                           : Operand{operand, operand_pitch(hidden)};
+      }
+    }();
+    unsigned long long* const sent = kind == Kind::kQkv ? messages.qkv : messages.projected;
     float* out = kind == Kind::kHead ? model.logits : kind == Kind::kQkv ? model.qkv : model.projected;
     const std::size_t pitch = kind == Kind::kHead ? model.logits_pitch : static_cast<std::size_t>(shape.outputs);
     const auto finish = [&](int row, int output, float2 values) {
       if (kind == Kind::kGateUp) {
-        const std::size_t at = row * static_cast<std::size_t>(model.intermediate);
-        model.activated[at + operand_order(output)] = __float2bfloat16_rn(gelu(values.x) * values.y);
+        const float activation = gelu(values.x) * values.y;
+        if constexpr (kIsSent) {
+          store_relaxed(messages.activated + operand_order(output), short_message(activation, tag));
+        } else {
+          const std::size_t at = row * static_cast<std::size_t>(model.intermediate);
+          model.activated[at + operand_order(output)] = __float2bfloat16_rn(activation);
+        }
+        return;
+      }
+      if (kIsSent && kind != Kind::kHead) {
+        send(sent + output, values, tag);
         return;
       }
       if (kind == Kind::kHead) {
@@ -196,8 +240,16 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     for (int second = 0; second < 2; ++second) {
       const bool is_second = second == 1;
       if (is_second && is_attention) {
-        const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
-        attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, Operand{model.attended, query_size}, next_piece);
+        if constexpr (kIsSent) {
+          const unsigned tag = next_tag - 1;
+          attend<kKv, kLaneDims>(model, cache, shared, runs, SentProduct{{messages.qkv, tag}}, SentResults{tag},
+                                 next_piece);
+          combine_slices(model, shared, cache, tag);
+        } else {
+          const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
+          attend<kKv, kLaneDims>(model, cache, shared, runs, qkv,
+                                 CombinedResults<Operand>{Operand{model.attended, query_size}}, next_piece);
+        }
         clock.was_busy(DecodePhase::kAttend);
         grid.arrive();
         grid.wait();
@@ -208,10 +260,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                                        : (is_second ? Kind::kDown : Kind::kGateUp);
       multiply_with(std::integral_constant<WeightType, Format::kLayers>{}, kind, slots);
       clock.was_busy(phase_of(kind));
-      if (is_head) {
-        clock.stop();
-        return;
-      }
+      if (is_head) break;
       grid.arrive();
       if (is_second) break;
       if (is_attention) runs = BlockRuns<kKv>(model, shared, cache, rows, dealer);
@@ -219,22 +268,30 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       grid.wait();
       clock.has_waited(phase_of(kind));
     }
-    residual.fetch(model.residual[half % 2] + offset, added_norm, next_norm);
+    if (is_head) break;
+    if constexpr (kIsSent) {
+      residual.recall(kept_row, added_norm, next_norm);
+    } else {
+      residual.fetch(model.residual[half % 2] + offset, added_norm, next_norm);
+    }
     if (!is_attention) dealer.begin_layer();
-    slots = deal(is_attention ? Kind::kGateUp : half < 2 * model.layers - 1 ? Kind::kQkv : Kind::kHead);
+    const bool is_head_next = half == 2 * model.layers - 1;
+    slots = deal(is_attention ? Kind::kGateUp : is_head_next ? Kind::kHead : Kind::kQkv);
     grid.wait();
     clock.has_waited(is_attention ? DecodePhase::kAttentionOut : DecodePhase::kDown);
   }
   if constexpr (kHasOtherHead) {
     multiply_with(std::integral_constant<WeightType, kHead>{}, Kind::kHead, slots);
     clock.was_busy(DecodePhase::kLogits);
-    clock.stop();
   }
+  clock.stop();
+  // All blocks have read it: they have met since.
+  if (kIsSent && blockIdx.x == 0 && threadIdx.x == 0) *messages.step = step + 1;
 }
 
-template <class Format>
+template <class Format, int kRows>
 __host__ __device__ constexpr BlockSizes<Format> sizes_for(int architecture) {
-  return {least_scratch_bytes(architecture), kFewRows, kFewRows};
+  return {least_scratch_bytes(architecture, kRows), kRows, kRows};
 }
 
 template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv, class Clock>
@@ -243,7 +300,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   char* const memory = dynamic_shared_memory();
   const int rows = *model.row_count;
   using Format = StreamFormat<kLayers>;
-  constexpr BlockSizes<Format> kOwnSizes = sizes_for<Format>(kArchitecture);
+  constexpr BlockSizes<Format> kOwnSizes = sizes_for<Format, kRows>(kArchitecture);
   const Shared<Format> shared = set_up_block(model, memory, stages, kOwnSizes, rows);
   if (threadIdx.x >= kConsumers) {
     give_up_registers<56>();
@@ -260,7 +317,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 /// Shared memory of a block beside the stages.
 template <class Format>
 int fixed_bytes(int hidden, int rows) {
-  return sizes_for<Format>(architecture_of_code()).fixed_bytes() + rows * operand_pitch(hidden) * 2;
+  const int architecture = architecture_of_code();
+  const int operand_bytes = rows * operand_pitch(hidden) * 2;
+  if (rows > 1) return sizes_for<Format, kFewRows>(architecture).fixed_bytes() + operand_bytes;
+  const int row_bytes = sends_messages<Format>(architecture, rows) ? hidden * 4 : 0;
+  return sizes_for<Format, 1>(architecture).fixed_bytes() + operand_bytes + row_bytes;
 }
 
 template <KvType kKv, class Format>

@@ -121,7 +121,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   constexpr WeightType kLayers = Format::kLayers;
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
-  GridBarrier grid(model.exchange);
+  GridBarrier<true> grid(reinterpret_cast<unsigned*>(model.exchange), 0);
   TileDealer dealer;
   Progress progress{.has_whole_scratch = has_whole_scratch};
   const FragmentOperand normalized{model.normalized, hidden};
@@ -187,7 +187,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     grid.arrive();
     BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
     grid.wait();
-    attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, attended, progress.next_piece);
+    attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, CombinedResults<FragmentOperand>{attended},
+                           progress.next_piece);
     wait_for_grid();
     multiply_split<kRows>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
     add_and_normalize(attention_out, layer.attention_post_norm, layer.mlp_norm);
@@ -214,7 +215,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 template <int kRows, WeightType kLayers>
 __host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture, bool has_whole_scratch) {
   const int scratch = panel_scratch_bytes(kLayers, kRows) * (has_whole_scratch ? 2 : 1);
-  const int least = least_scratch_bytes(architecture);
+  const int least = least_scratch_bytes(architecture, kRows);
   return {scratch > least ? scratch : least, 0, kRows};
 }
 

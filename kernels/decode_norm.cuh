@@ -58,6 +58,20 @@ class ResidualRow {
     });
   }
 
+  /// Leaves the row in shared memory, where no other thread looks at this one's units.
+  __device__ void keep(float* row) const {
+    each_unit([&](int i, int unit) { reinterpret_cast<float4*>(row)[unit] = x_[i]; });
+  }
+  /// The same as fetch() of a row that keep() has left.
+  __device__ void recall(const float* row, const float* added_norm, const float* next_norm) {
+    clear();
+    each_unit([&](int i, int unit) {
+      x_[i] = reinterpret_cast<const float4*>(row)[unit];
+      added_norm_[i] = __ldg(reinterpret_cast<const float4*>(added_norm) + unit);
+      next_norm_[i] = __ldg(reinterpret_cast<const float4*>(next_norm) + unit);
+    });
+  }
+
   __device__ void store(float* row) const {
     each_unit([&](int i, int unit) { __stcg(reinterpret_cast<float4*>(row) + unit, x_[i]); });
   }

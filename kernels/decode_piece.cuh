@@ -9,10 +9,11 @@
 // two such chains of their own, the sum is scaled (GroupScales), and a class is the sum of both steps.
 //
 // With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
-// class's steps alone. In bf16 it gives zeros in the others; of quantised weights it leaves their sums out. With more
-// rows, each class has accumulators of its own. All give the same bits.
+// class's steps alone, and takes what it has multiplied by the weights of these steps. With more rows, each row's lanes
+// add up all classes. All give the same bits.
 
 #include "decode_block.cuh"
+#include "decode_message.cuh"
 #include "packed_weights.cuh"
 
 namespace gemma {
@@ -41,6 +42,26 @@ struct Operand {
   }
 };
 
+/// The input of a product with one row: in shared memory, or the messages of other blocks, in the same order.
+struct RowOperand {
+  static constexpr bool kMayBeMessages = true;
+
+  const __nv_bfloat16* row;
+  const unsigned* words;  ///< not null: messages
+  unsigned tag;
+
+  __device__ bool are_messages() const { return words != nullptr; }
+};
+
+/// The same where there are no messages: in shared or in global memory.
+struct PlainRowOperand {
+  static constexpr bool kMayBeMessages = false;
+
+  const __nv_bfloat16* row;
+
+  __device__ static constexpr bool are_messages() { return false; }
+};
+
 /// What a lane gets of a piece's product, two neighbouring outputs of two rows.
 struct PieceSums {
   float2 upper, lower;  // of rows lane / 4 and lane / 4 + 8; outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile
@@ -62,16 +83,102 @@ __device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* 
 /// What one lane feeds to the tensor cores of the only row in a piece: the steps of class lane / 4.
 /// @tparam kSteps  how many
 template <int kSteps>
-struct OwnSteps {
+class OwnSteps {
+ public:
   uint4 steps[kSteps];
   int columns;  // of the piece
 
-  __device__ void read(const Operand& operand, int column, int columns_in_piece) {
+  /// Asks for a piece.
+  template <class Input>
+  __device__ void ask(const Input& operand, int column, int columns_in_piece) {
+    column_ = column;
     columns = columns_in_piece;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      const int step = lane_index() / 4 + kClasses * i;
-      steps[i] = step < columns / 32 ? operand.read(0, column + 32 * step) : make_uint4(0, 0, 0, 0);
+      steps[i] = more_[i] = make_uint4(0, 0, 0, 0);
+      ask(operand, i);
+    }
+  }
+
+  /// Waits for what was asked for.
+  template <class Input>
+  __device__ void wait(const Input& operand) {
+    if constexpr (Input::kMayBeMessages) {
+      if (!operand.are_messages()) return;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        while (has_step(i) && !messages(i).have_come(operand.tag)) ask(operand, i);
+        steps[i] = messages(i).values();
+      }
+      __syncwarp();
+    }
+  }
+
+ private:
+  __device__ static int step(int i) { return lane_index() / 4 + kClasses * i; }
+  __device__ bool has_step(int i) const { return step(i) < columns / 32; }
+  __device__ ShortMessages messages(int i) const { return {steps[i], more_[i]}; }
+  template <class Input>
+  __device__ void ask(const Input& operand, int i) {
+    const int first = column_ + 32 * step(i) + lane_index() % 4 * 8;
+    if (has_step(i) && !operand.are_messages()) steps[i] = *reinterpret_cast<const uint4*>(operand.row + first);
+    if constexpr (Input::kMayBeMessages) {
+      load_relaxed_four_if(has_step(i) && operand.are_messages(), operand.words + first, steps[i]);
+      load_relaxed_four_if(has_step(i) && operand.are_messages(), operand.words + first + 4, more_[i]);
+    }
+  }
+
+  int column_;
+  uint4 more_[kSteps];
+};
+
+/// What a lane feeds to the tensor cores for 32 columns of the only row: its own row of the operand, and the same again
+/// as a lower row, whose results are not used.
+struct RowFragment {
+  std::uint32_t even[4], odd[4];  // of the first 16 columns and of the others
+
+  /// The lower row is another value for the compiler: it would otherwise put each operand together anew for each use.
+  __device__ explicit RowFragment(const uint4& own)
+      : even{own.x, own.x | zero(), own.y, own.y | zero()}, odd{own.z, own.z | zero(), own.w, own.w | zero()} {}
+
+ private:
+  __device__ static unsigned zero() { return gridDim.z - 1; }
+};
+
+/// Half of the tensor cores' work of a step: two chains, of the first 16 columns and of the others.
+struct StepSums {
+  float even[4] = {}, odd[4] = {};
+
+  __device__ void add(const uint4& upper, const uint4& lower, const std::uint32_t (&b)[4]) {
+    multiply_accumulate(even, upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
+    multiply_accumulate(odd, upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
+  }
+  __device__ void add(const RowFragment& a, const std::uint32_t (&b)[4]) {
+    multiply_accumulate(even, a.even[0], a.even[1], a.even[2], a.even[3], b[0], b[1]);
+    multiply_accumulate(odd, a.odd[0], a.odd[1], a.odd[2], a.odd[3], b[2], b[3]);
+  }
+  __device__ float sum(int i) const { return even[i] + odd[i]; }
+};
+
+/// A piece's weights in bf16: all steps at once, without a branch between them, so that no load waits for another.
+struct PieceWeights {
+  std::uint32_t steps[kPieceSteps][4];
+
+  /// @param columns  that the piece has
+  __device__ PieceWeights(const __nv_bfloat16* weights, int columns) {
+    const int lane = lane_index();
+    const __nv_bfloat16* const rows[2] = {weights + swizzled(lane % 8, 8 * (lane / 8)),
+                                          weights + swizzled(lane % 8, 32 + 8 * (lane / 8))};
+#pragma unroll
+    for (int step = 0; step < kPieceSteps; ++step)
+      load_matrices(steps[step], rows[step % 2] + step / 2 * swizzled(0, 64));
+    // The copy engine has filled up the stage with zeros, but for half a run of columns.
+    if (kArchitecture < 900 || columns % 64 != 0) {
+#pragma unroll
+      for (int step = 0; step < kPieceSteps; ++step) {
+#pragma unroll
+        for (std::uint32_t& two : steps[step]) two = 32 * step < columns ? two : 0;
+      }
     }
   }
 };
@@ -81,26 +188,20 @@ struct OwnSteps {
 template <class Format>
 __device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int piece,
                                            const OwnSteps<kPieceSteps / kClasses>& own) {
-  constexpr int kChains = 4;  // of classes that are accumulated side by side, only so as not to wait for each other
-  const int group = lane_index() / 4;
+  static_assert(kPieceSteps == 2 * kClasses);
+  const RowFragment first(own.steps[0]), second(own.steps[1]);
   stream.wait_until_full(piece);
-  const __nv_bfloat16* weights = stream.stage(piece);
-  float even[kChains][4] = {}, odd[kChains][4] = {};
-#pragma unroll
-  for (int step = 0; step < kPieceSteps; ++step) {
-    if (step >= own.columns / 32) continue;
-    std::uint32_t b[4];
-    load_weights(b, weights, step);
-    const uint4 a = group == step % kClasses ? own.steps[step / kClasses] : make_uint4(0, 0, 0, 0);
-    multiply_accumulate(even[step % kChains], a.x, 0, a.y, 0, b[0], b[1]);
-    multiply_accumulate(odd[step % kChains], a.z, 0, a.w, 0, b[2], b[3]);
-  }
+  const PieceWeights weights(stream.stage(piece), own.columns);
   stream.release(piece);
-  // All but the chain of the lane's own class have given zeros.
-  const auto add_chains = [](const float(&chains)[kChains][4], int i) {
-    return (chains[0][i] + chains[1][i]) + (chains[2][i] + chains[3][i]);
-  };
-  float2 sums = {add_chains(even, 0) + add_chains(odd, 0), add_chains(even, 1) + add_chains(odd, 1)};
+  float2 sums = {0, 0};
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+    StepSums of_class;
+    of_class.add(first, weights.steps[c]);
+    of_class.add(second, weights.steps[c + kClasses]);
+    // The other lanes have multiplied by activations of other steps.
+    if (lane_index() / 4 == c) sums = {of_class.sum(0), of_class.sum(1)};
+  }
 #pragma unroll
   for (int offset = 4; offset < 32; offset *= 2) {
     sums.x += __shfl_xor_sync(~0u, sums.x, offset);
@@ -126,40 +227,23 @@ __device__ PieceSums multiply_piece_by_rows(const Stream<Format>& stream, int pi
     lower[step] = read(group + 8, step);
   }
   stream.wait_until_full(piece);
-  const __nv_bfloat16* weights = stream.stage(piece);
+  const PieceWeights weights(stream.stage(piece), columns);
+  stream.release(piece);
   float of_class[4][kClasses];
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
-    float even[4] = {}, odd[4] = {};
+    StepSums sums;
+    sums.add(upper[c], lower[c], weights.steps[c]);
+    sums.add(upper[c + kClasses], lower[c + kClasses], weights.steps[c + kClasses]);
 #pragma unroll
-    for (int step = c; step < kPieceSteps; step += kClasses) {
-      if (step >= steps) continue;
-      std::uint32_t b[4];
-      load_weights(b, weights, step);
-      multiply_accumulate(even, upper[step].x, lower[step].x, upper[step].y, lower[step].y, b[0], b[1]);
-      multiply_accumulate(odd, upper[step].z, lower[step].z, upper[step].w, lower[step].w, b[2], b[3]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) of_class[i][c] = even[i] + odd[i];
+    for (int i = 0; i < 4; ++i) of_class[i][c] = sums.sum(i);
   }
-  stream.release(piece);
   return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
 }
 
 // --- the same of quantised weights: a piece of kUnits units ---
 //
 // What a stage has behind the units of its piece is no weights; sums of it are made, and left out.
-
-/// Half of the tensor cores' work of a step: two chains, of the first 16 columns and of the others.
-struct StepSums {
-  float even[4] = {}, odd[4] = {};
-
-  __device__ void add(const uint4& upper, const uint4& lower, const std::uint32_t (&b)[4]) {
-    multiply_accumulate(even, upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
-    multiply_accumulate(odd, upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
-  }
-  __device__ float sum(int i) const { return even[i] + odd[i]; }
-};
 
 /// The sums of a group's activations, where its weights have a minimum.
 template <WeightType kType>
@@ -178,6 +262,8 @@ __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int pi
   float inputs[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(own.steps[u], own.steps[u]).sum(0);
+  const RowFragment fragment[2] = {RowFragment(own.steps[0]), RowFragment(own.steps[kUnits - 1])};
+  static_assert(kUnits <= 2);
 
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
@@ -199,10 +285,9 @@ __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int pi
     for (int u = 0; u < kUnits; ++u) {
       std::uint32_t b[4];
       unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
-      // Only one row has the activations that this step's codes belong to. The lower rows repeat the upper ones: zeros
-      // would be written anew for each step.
+      // Only one row has the activations that this step's codes belong to.
       StepSums step_sums;
-      step_sums.add(own.steps[u], own.steps[u], b);
+      step_sums.add(fragment[u], b);
       if (step == 0 || group == step) of_unit[u] = {step_sums.sum(0), step_sums.sum(1)};
     }
   }

@@ -96,9 +96,11 @@ class SlotCursor {
 /// whether it is there.
 class Carries {
  public:
-  /// @param sums  that a block hands on
-  __device__ Carries(unsigned long long* exchange, int sums)
-      : own_(exchange + kFirstCarry + static_cast<int>(blockIdx.x) * sums), before_(own_ - sums) {}
+  /// @param words  [blocks, sums]
+  /// @param sums   that a block hands on
+  /// @param first  the number of the step's first product: not zero, nor one that words of an earlier step may have
+  __device__ Carries(unsigned long long* words, int sums, unsigned first)
+      : own_(words + static_cast<int>(blockIdx.x) * sums), before_(own_ - sums), product_(first - 1) {}
 
   __device__ void begin_product() { ++product_; }
   __device__ void hand_on(int index, float value) {
@@ -117,20 +119,20 @@ class Carries {
  private:
   unsigned long long* own_;
   const unsigned long long* before_;
-  unsigned product_ = 0;
+  unsigned product_;
 };
 
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both. The grid must meet before the scratch memory is used
 /// again.
-template <int kRows, WeightType kType, class Format, class Epilogue>
+/// @param operand  an Operand, with one row a RowOperand or PlainRowOperand
+template <int kRows, WeightType kType, class Format, class Input, class Epilogue>
 __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix, const Slots& slots,
-                         const Operand& operand, int rows, int& next_piece, Carries& carries,
-                         const Epilogue& epilogue) {
+                         const Input& operand, int rows, int& next_piece, Carries& carries, const Epilogue& epilogue) {
   constexpr int kPairsInRow = kPieceRows / 2;
   constexpr int kPairs = kRows * kPairsInRow;
   constexpr int kValuesInPiece = kRows * kPieceRows;
-  constexpr int kScratchBytes = least_scratch_bytes(kArchitecture);
+  constexpr int kScratchBytes = least_scratch_bytes(kArchitecture, kRows);
   constexpr int kPiecesInRound = kScratchBytes / 2 / (4 * kValuesInPiece);
   constexpr int kColumns = columns_in_piece<Format, kType>();  // of a piece
   const int thread = thread_index();
@@ -149,7 +151,9 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   constexpr bool kIsFarAhead = kType == WeightType::kBf16;
   Own own = {}, next = {};  // of the only row: of the warp's next piece, or two
   const auto read_ahead = [&](Own& steps) {
-    if (ahead.slot() < count) steps.read(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
+    if constexpr (kRows == 1) {
+      if (ahead.slot() < count) steps.ask(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
+    }
     ahead.advance(slots, kConsumerWarps);
   };
   if (kRows == 1) {
@@ -177,13 +181,14 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
       }
       PieceSums sums;
       if constexpr (kRows == 1) {
-        const Own current = own;
+        Own current = own;
         if (kIsFarAhead) {
           own = next;
           read_ahead(next);
         } else {
           read_ahead(own);
         }
+        current.wait(operand);
         if constexpr (kType == WeightType::kBf16) {
           sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
         } else {

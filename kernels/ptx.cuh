@@ -68,6 +68,16 @@ __device__ inline bool barrier_test(std::uint64_t* barrier, unsigned parity) {
   return is_done != 0;
 }
 
+/// The same, at once.
+__device__ inline bool barrier_is_open(std::uint64_t* barrier, unsigned parity) {
+  unsigned is_done;
+  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(is_done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+  return is_done != 0;
+}
+
 /// Waits until the phase of this parity (0, 1, 0, ...) is complete.
 __device__ inline void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   while (!barrier_test(barrier, parity)) {
@@ -199,6 +209,49 @@ __device__ inline unsigned long long load_relaxed(const unsigned long long* from
 
 __device__ inline void store_relaxed(unsigned long long* to, unsigned long long value) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+
+/// Loads only where is_wanted, without a branch: several are under way together.
+__device__ inline void load_relaxed_if(bool is_wanted, const unsigned long long* from, unsigned long long& value) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.relaxed.gpu.global.u64 %0, [%1]; }"
+               : "+l"(value)
+               : "l"(from), "r"(static_cast<unsigned>(is_wanted))
+               : "memory");
+}
+
+/// The same of two neighbouring words, aligned to 16 bytes; each of them is whole, both together need not be.
+__device__ inline void load_relaxed_pair_if(bool is_wanted, const unsigned long long* from, ulonglong2& pair) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2]; }"
+               : "+l"(pair.x), "+l"(pair.y)
+               : "l"(from), "r"(static_cast<unsigned>(is_wanted))
+               : "memory");
+}
+
+__device__ inline void store_relaxed_pair(unsigned long long* to, unsigned long long first, unsigned long long second) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
+}
+
+/// The same of four words of 32 bits.
+__device__ inline void load_relaxed_four_if(bool is_wanted, const unsigned* from, uint4& four) {
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(four.x), "+r"(four.y), "+r"(four.z), "+r"(four.w)
+               : "l"(from), "r"(static_cast<unsigned>(is_wanted))
+               : "memory");
+}
+
+__device__ inline void store_relaxed(unsigned* to, unsigned value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
+/// What add_release() and load_acquire() do, but ordering nothing.
+__device__ inline void add_relaxed(unsigned* counter, unsigned value) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+
+__device__ inline unsigned load_relaxed(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
 }
 
 // --- programmatic dependent launch ---

@@ -34,8 +34,10 @@ inline constexpr int kArchitecture = 0;
 /// How the weights of a model's layers are streamed: the stages that they lie in, and who fills these.
 ///
 /// kPiecesInFlight is the number of copies that may be under way at once, where there are stages for them. More make
-/// every other access to memory wait behind them (measured, in bf16): some 32 KB. One thread sees to a piece in no less
-/// than 100 to 150 ns; what is streamed in smaller pieces has several producers, which take the pieces in turn.
+/// every other access to memory wait behind them (measured, in bf16): some 32 KB. kPiecesIfHungry is that of a block
+/// which has no more than kHungryPieces in its stages: it falls behind the others, which all wait for it. One thread
+/// sees to a piece in no less than 100 to 150 ns; what is streamed in smaller pieces has several producers, which take
+/// the pieces in turn.
 ///
 /// A warp that waits for a piece must know that the piece before it in the same stage has arrived: a barrier tells one
 /// turn of a stage from the next, not from the one after that. It has consumed the piece kConsumerWarps before, and of
@@ -53,6 +55,9 @@ struct StreamFormat<WeightType::kBf16> {
   static constexpr int kMinStages = kConsumerWarps;
   static constexpr int kMaxStages = 32;
   static constexpr int kPiecesInFlight = 4;
+  static constexpr int kPiecesIfHungry = 6;
+  static constexpr int kHungryPieces = 12;
+  static constexpr bool kSendsMessages = true;
 };
 
 template <>
@@ -63,7 +68,10 @@ struct StreamFormat<WeightType::kQ8> {
   static constexpr int kProducers = 2;
   static constexpr int kMinStages = kConsumerWarps + kProducers;
   static constexpr int kMaxStages = 52;
-  static constexpr int kPiecesInFlight = 8;
+  static constexpr int kPiecesInFlight = 6;
+  static constexpr int kPiecesIfHungry = 6;
+  static constexpr int kHungryPieces = 0;
+  static constexpr bool kSendsMessages = false;
 };
 
 template <>
@@ -75,6 +83,9 @@ struct StreamFormat<WeightType::kQ4> {
   static constexpr int kMinStages = kConsumerWarps + kProducers;
   static constexpr int kMaxStages = 88;
   static constexpr int kPiecesInFlight = 16;
+  static constexpr int kPiecesIfHungry = 16;
+  static constexpr int kHungryPieces = 0;
+  static constexpr bool kSendsMessages = false;
 };
 
 /// Columns of a whole piece of a matrix of this type: half as many where a stage has no room for more.
@@ -154,6 +165,7 @@ class Producer {
   __device__ explicit Producer(const Stream<Format>& stream, int index = 0)
       : stream_(stream),
         in_flight_(max(min(Format::kPiecesInFlight, spare_stages(stream)) / Format::kProducers, 1)),
+        in_flight_if_hungry_(max(min(Format::kPiecesIfHungry, spare_stages(stream)) / Format::kProducers, 1)),
         others_(index) {
     next_.stage = oldest_.stage = index;
 #if __CUDA_ARCH__ >= 900
@@ -285,17 +297,27 @@ class Producer {
 
   __device__ void begin(unsigned bytes) {
     barrier_wait(&stream_.empty[next_.stage], next_.parity ^ 1);
-    if (begun_ == in_flight_) {
+    const int limit = is_hungry() ? in_flight_if_hungry_ : in_flight_;
+    while (begun_ >= limit) {
       barrier_wait(&stream_.full[oldest_.stage], oldest_.parity);
       advance(oldest_);
-    } else {
-      ++begun_;
+      --begun_;
     }
+    ++begun_;
 #if __CUDA_ARCH__ >= 900
     barrier_expect_bytes(full(), bytes);
 #else
     (void)bytes;
 #endif
+  }
+
+  /// Whether the pieces before the next one, as far as they have not been consumed, are no more than kHungryPieces.
+  __device__ bool is_hungry() const {
+    if constexpr (Format::kPiecesIfHungry == Format::kPiecesInFlight) return false;
+    const int ahead = max(stream_.stages - Format::kHungryPieces, 0);  // a piece that could be copied already
+    const bool is_next_turn = next_.stage + ahead >= stream_.stages;
+    const int stage = next_.stage + ahead - (is_next_turn ? stream_.stages : 0);
+    return barrier_is_open(&stream_.empty[stage], next_.parity ^ (is_next_turn ? 0u : 1u));
   }
 
   __device__ void end() {
@@ -306,7 +328,7 @@ class Producer {
   }
 
   Stream<Format> stream_;
-  int in_flight_;
+  int in_flight_, in_flight_if_hungry_;
   int others_;        // pieces of others before the next one of its own
   int begun_ = 0;     // own pieces that have not been waited for
   RingPlace next_;    // the next one

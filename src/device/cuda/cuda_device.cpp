@@ -63,7 +63,7 @@ struct Sizes {
   std::size_t unpacked;
   std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
   std::size_t decode_inputs, decode_residual, decode_exchange, decode_qkv, decode_projected;
-  std::size_t decode_normalized, decode_attended, decode_activated;
+  std::size_t decode_normalized, decode_attended, decode_activated, decode_messages;
   std::size_t partials, partial_sums, group_partials, group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
@@ -72,7 +72,7 @@ struct Sizes {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
            2 * (unpacked + normed + q + 2 * kv + attended + activated) + kv_codes + 4 * kv_scales + 2 * kv_expanded +
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
-           2 * (decode_normalized + decode_attended + decode_activated) + 8 * decode_exchange +
+           2 * (decode_normalized + decode_attended + decode_activated) + 8 * (decode_exchange + decode_messages) +
            4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
@@ -95,14 +95,20 @@ std::size_t unpacked_size(const Config& config, WeightTypes types) {
       {elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2), least_slab(widest)});
 }
 
-/// How many rows one launch can decode.
-int decode_rows_of_launch(const Config& config, WeightTypes types, const KvLayout& kv) {
+/// What decode kernels know of a model's shape.
+DecodeModel decode_shape(const Config& config) {
   DecodeModel m{};
   m.hidden = config.hidden_size;
   m.intermediate = config.intermediate_size;
   m.heads = config.heads;
   m.kv_heads = config.kv_heads;
   m.head_dim = config.head_dim;
+  return m;
+}
+
+/// How many rows one launch can decode.
+int decode_rows_of_launch(const Config& config, WeightTypes types, const KvLayout& kv) {
+  DecodeModel m = decode_shape(config);
   m.layer_type = types.layers;
   m.kv_type = kv.type;
   return max_decode_rows(m);
@@ -155,6 +161,9 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
   s.decode_normalized = whole_tiles * size(config.hidden_size);
   s.decode_attended = whole_tiles * size(config.query_size());
   s.decode_activated = whole_tiles * size(config.intermediate_size);
+  DecodeModel shape = decode_shape(config);
+  shape.max_blocks = s.max_blocks;
+  s.decode_messages = decode_messages_size(shape);
   s.partial_sums = heads * size(s.max_blocks);
   s.partials = s.partial_sums * size(config.head_dim);
   s.group_sums = heads * size(s.groups_of_blocks);
@@ -249,6 +258,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_residual_ = Buffer<float>(sizes.decode_residual);
   decode_normalized_ = Buffer<__nv_bfloat16>(sizes.decode_normalized);
   decode_exchange_ = Buffer<unsigned long long>(sizes.decode_exchange);
+  decode_messages_ = Buffer<unsigned long long>(sizes.decode_messages);
   decode_qkv_ = Buffer<float>(sizes.decode_qkv);
   decode_partials_ = Buffer<float>(sizes.partials);
   decode_partial_sums_ = Buffer<float2>(sizes.partial_sums);
@@ -272,11 +282,13 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   clear(rings_, stream_);
   clear(pages_, stream_);
   clear(decode_arrivals_, stream_);
+  clear(decode_messages_, stream_);
   // Rows of a fragment that do not exist are read, though not used.
   clear(decode_normalized_, stream_);
   clear(decode_attended_, stream_);
   clear(decode_activated_, stream_);
   clear(sample_workspace_, stream_);
+  clear(sample_top_, stream_);  // copied as a whole, however few of a row are asked for
   for (Pending& pending : pending_) {
     pending.rows = PinnedBuffer<SampleRow>(sizes.answers);
     pending.recent = PinnedBuffer<RecentTokens>(sizes.answers);
@@ -304,12 +316,7 @@ int* CudaDevice::decode_tokens() const { return decode_inputs_.data() + decode_r
 int* CudaDevice::decode_positions() const { return decode_tokens() + decode_rows_ + logit_rows_; }
 
 DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
-  DecodeModel m{};
-  m.hidden = config_.hidden_size;
-  m.intermediate = config_.intermediate_size;
-  m.heads = config_.heads;
-  m.kv_heads = config_.kv_heads;
-  m.head_dim = config_.head_dim;
+  DecodeModel m = decode_shape(config_);
   m.vocab = config_.vocab_size;
   m.layers = config_.layer_count();
   m.local_layers = config_.local_layer_count();
@@ -355,6 +362,7 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.activated = decode_activated_.data();
   m.logits = logits_.data() + size(first_row) * logits_pitch(config_);
   m.logits_pitch = logits_pitch(config_);
+  lay_out_messages(m, decode_messages_.data());
   m.exchange = decode_exchange_.data();
   m.block_arrivals = decode_arrivals_.data();
   return m;

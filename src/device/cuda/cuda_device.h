@@ -133,10 +133,11 @@ class CudaDevice final : public Device {
   Buffer<__nv_bfloat16> decode_normalized_, decode_attended_, decode_activated_;
   Buffer<unsigned> decode_arrivals_;
   Buffer<unsigned long long> decode_exchange_;
-  std::vector<int> decode_row_of_;   // index among the generated rows of each row of the batch, or -1
-  std::vector<int> decode_rings_;    // of the last step's generated rows
-  std::vector<int> next_positions_;  // those of the next step, if it continues the last one
-  std::vector<int> sent_pages_;      // the page table that the GPU has
+  Buffer<unsigned long long> decode_messages_;  // of a step with a single row
+  std::vector<int> decode_row_of_;              // index among the generated rows of each row of the batch, or -1
+  std::vector<int> decode_rings_;               // of the last step's generated rows
+  std::vector<int> next_positions_;             // those of the next step, if it continues the last one
+  std::vector<int> sent_pages_;                 // the page table that the GPU has
   std::vector<Graph>
       step_graphs_;            // [decode_rows + 1]: decoding and sampling of so many rows, captured when first needed
   bool is_continued_ = false;  // this step's tokens are those that the last one drew

@@ -36,6 +36,9 @@ struct alignas(16) float4 {
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+struct alignas(16) ulonglong2 {
+  unsigned long long x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -200,6 +203,7 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return own.all;
 }
 inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   struct Largest {

@@ -203,12 +203,38 @@ inline unsigned long long load_relaxed(const unsigned long long* from) {
 }
 inline void store_relaxed(unsigned long long* to, unsigned long long value) { *to = value; }
 
+inline void load_relaxed_if(bool is_wanted, const unsigned long long* from, unsigned long long& value) {
+  if (is_wanted) value = load_relaxed(from);
+}
+inline void load_relaxed_pair_if(bool is_wanted, const unsigned long long* from, ulonglong2& pair) {
+  if (!is_wanted) return;
+  check_aligned(from, from);
+  simt::poll();
+  pair = {from[0], from[1]};
+}
+inline void store_relaxed_pair(unsigned long long* to, unsigned long long first, unsigned long long second) {
+  check_aligned(to, to);
+  to[0] = first;
+  to[1] = second;
+}
+inline void load_relaxed_four_if(bool is_wanted, const unsigned* from, uint4& four) {
+  if (!is_wanted) return;
+  check_aligned(from, from);
+  simt::poll();
+  four = {from[0], from[1], from[2], from[3]};
+}
+inline void store_relaxed(unsigned* to, unsigned value) { *to = value; }
+inline void add_relaxed(unsigned* counter, unsigned value) { *counter += value; }
+inline unsigned load_relaxed(const unsigned* counter) { return load_acquire(counter); }
+
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
 template <int kRegisters>
 void take_registers() {}
 template <int kRegisters>
 void give_up_registers() {}
+
+inline bool barrier_is_open(std::uint64_t* barrier, unsigned parity) { return memory_barrier(barrier).phase != parity; }
 
 inline long long clock_cycles() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 inline unsigned long long clock_nanoseconds() { return static_cast<unsigned long long>(clock_cycles()); }
