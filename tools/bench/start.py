@@ -100,8 +100,9 @@ def main():
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"first token after {result['first_token_s']:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}); a CUDA context takes {context_s:.2f} s and the copy "
-          f"of {model.stat().st_size / 1e9:.2f} GB at {pinned_bytes_per_s / 1e9:.1f} GB/s {copy_s:.2f} s")
+    size = model.stat().st_size / 1e9
+    print(f"first token after {result['first_token_s']:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}); a CUDA context takes "
+          f"{context_s:.2f} s and the copy of {size:.2f} GB at {result['pinned_gb_per_s']:.1f} GB/s {copy_s:.2f} s")
     print(f"GPU memory in use: {used} MiB")
     print("\n".join(said))
 
