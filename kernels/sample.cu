@@ -481,8 +481,12 @@ void launch_sample(const SampleArguments& arguments, int max_rows, cudaStream_t 
   if (max_rows < 1 || max_rows > 65535) {
     throw Error("the GPU sampler takes 1 to 65535 rows at once, and was asked for " + std::to_string(max_rows));
   }
+  if (max_rows > arguments.workspace_rows) {
+    throw Error("the GPU sampler was asked for " + std::to_string(max_rows) + " rows with work space for " +
+                std::to_string(arguments.workspace_rows));
+  }
   std::size_t bytes = 0;
-  const Workspace workspace = lay_out(arguments.workspace, max_rows, arguments.vocab, bytes);
+  const Workspace workspace = lay_out(arguments.workspace, arguments.workspace_rows, arguments.vocab, bytes);
   launch(scan_kernel, arguments, workspace, max_rows, false, stream);
   launch(draw_from_many_kernel, arguments, workspace, max_rows, has_programmatic_launch(), stream);
 }

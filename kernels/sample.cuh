@@ -56,7 +56,8 @@ struct SampleArguments {
   SampleOutput* outputs;  ///< [row_count]
   TokenLogprob* top;      ///< [row_count, top_pitch]: the first min(top_logprobs, vocab) of a row are written
   int top_pitch;          ///< >= every row's top_logprobs
-  void* workspace;        ///< sample_workspace_bytes() bytes, aligned to 256; zero before the first launch
+  void* workspace;        ///< sample_workspace_bytes(workspace_rows), aligned to 256; zero before the first launch
+  int workspace_rows;     ///< the most rows that any step has: the same in all launches
 };
 
 /// Bytes of work space that steps of up to `max_rows` rows need.

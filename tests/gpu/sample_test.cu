@@ -178,7 +178,8 @@ RecentTokens recent_tokens(const std::vector<int>& tokens) {
 /// Runs all cases, which have one vocabulary, in steps of `max_rows` rows; the last step may have fewer. Step rows,
 /// batch rows and rows of logits are in different orders, and rows of logits `padding` floats further apart than they
 /// are long.
-std::vector<Answer> run(const std::vector<Case>& cases, int max_rows, int padding = 0) {
+/// @param grows  launches for one row first, then for two, four and so on
+std::vector<Answer> run(const std::vector<Case>& cases, int max_rows, int padding = 0, bool grows = false) {
   const int vocab = static_cast<int>(cases[0].logits.size());
   const auto pitch = static_cast<std::size_t>(vocab + padding);
   const auto rows = static_cast<std::size_t>(max_rows);
@@ -189,8 +190,9 @@ std::vector<Answer> run(const std::vector<Case>& cases, int max_rows, int paddin
   check_cuda(cudaMemset(workspace.data(), 0, sample_workspace_bytes(max_rows, vocab)));
   const TokenLogprob poison{-77, kNan};
   std::vector<Answer> answers;
-  for (std::size_t begin = 0; begin < cases.size(); begin += rows) {
-    const std::size_t count = std::min(rows, cases.size() - begin);
+  std::size_t count = 0;
+  for (std::size_t begin = 0; begin < cases.size(); begin += count) {
+    count = std::min(grows ? std::min(rows, std::max<std::size_t>(1, 2 * count)) : rows, cases.size() - begin);
     std::vector<float> logits(rows * pitch, kNan);
     std::vector<SampleRow> sample_rows(rows);
     std::vector<RecentTokens> recent(rows);
@@ -225,8 +227,9 @@ std::vector<Answer> run(const std::vector<Case>& cases, int max_rows, int paddin
                    .outputs = outputs.data(),
                    .top = top.data(),
                    .top_pitch = top_pitch,
-                   .workspace = workspace.data()},
-                  max_rows, nullptr);
+                   .workspace = workspace.data(),
+                   .workspace_rows = max_rows},
+                  grows ? static_cast<int>(count) : max_rows, nullptr);
     check_cuda(cudaDeviceSynchronize());
 
     const std::vector<SampleOutput> output_values = outputs.read();
@@ -423,15 +426,20 @@ TEST(Sample, GivesTheSameBitsWhateverTheOtherRowsAre) {
     std::mt19937 random(99);
     std::normal_distribution<float> normal(0, 2);
     std::vector<Case> cases = all_samplings("together", vocab, random, [&] { return normal(random); });
-    const std::vector<Answer> together = run(cases, static_cast<int>(cases.size()));
-    const std::vector<Answer> alone = run(cases, 1, 1);
-    for (std::size_t i = 0; i < cases.size(); ++i) {
-      EXPECT_EQ(together[i].output.token, alone[i].output.token) << "row " << i;
-      EXPECT_EQ(together[i].output.logprob, alone[i].output.logprob) << "row " << i;
-      ASSERT_EQ(together[i].top.size(), alone[i].top.size());
-      for (std::size_t k = 0; k < together[i].top.size(); ++k) {
-        EXPECT_EQ(together[i].top[k].token, alone[i].top[k].token) << "row " << i << ", likeliest token " << k;
-        EXPECT_EQ(together[i].top[k].logprob, alone[i].top[k].logprob) << "row " << i << ", likeliest token " << k;
+    const int all = static_cast<int>(cases.size());
+    const std::vector<Answer> together = run(cases, all);
+    // Alone, and in steps of ever more rows, which must find the work space as no step of fewer rows has left it.
+    for (const std::vector<Answer>& otherwise : {run(cases, 1, 1), run(cases, all, 0, /*grows=*/true)}) {
+      ASSERT_EQ(otherwise.size(), cases.size());
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        EXPECT_EQ(together[i].output.token, otherwise[i].output.token) << "row " << i;
+        EXPECT_EQ(together[i].output.logprob, otherwise[i].output.logprob) << "row " << i;
+        ASSERT_EQ(together[i].top.size(), otherwise[i].top.size());
+        for (std::size_t k = 0; k < together[i].top.size(); ++k) {
+          EXPECT_EQ(together[i].top[k].token, otherwise[i].top[k].token) << "row " << i << ", likeliest token " << k;
+          EXPECT_EQ(together[i].top[k].logprob, otherwise[i].top[k].logprob)
+              << "row " << i << ", likeliest token " << k;
+        }
       }
     }
   }
@@ -522,7 +530,8 @@ TEST(Sample, AdvancesRowsOnTheDeviceFromStepToStepOfOneCapturedGraph) {
                  .outputs = outputs.data(),
                  .top = nullptr,
                  .top_pitch = 0,
-                 .workspace = workspace.data()},
+                 .workspace = workspace.data(),
+                 .workspace_rows = 8},
                 8, stream);
   cudaGraph_t graph = nullptr;
   check_cuda(cudaStreamEndCapture(stream, &graph));
@@ -620,7 +629,8 @@ TEST(Sample, DISABLED_PrintsMicroseconds) {
                        .outputs = outputs.data(),
                        .top = top.data(),
                        .top_pitch = 20,
-                       .workspace = workspace.data()},
+                       .workspace = workspace.data(),
+                       .workspace_rows = max_rows},
                       max_rows, stream);
       }
       cudaGraph_t graph = nullptr;

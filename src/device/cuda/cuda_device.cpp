@@ -717,6 +717,7 @@ SampleArguments CudaDevice::sample_arguments() const {
   arguments.top = sample_top_.data();
   arguments.top_pitch = kMaxTopLogprobs;
   arguments.workspace = sample_workspace_.data();
+  arguments.workspace_rows = static_cast<int>(sample_outputs_.size());
   return arguments;
 }
 
