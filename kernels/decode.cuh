@@ -152,7 +152,7 @@ struct DecodeModel {
   float* logits;              ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
-  DecodeMessages messages;
+  DecodeMessages messages;       ///< of a single row, where the kernel sends them
   unsigned long long* exchange;  ///< [decode_exchange_size()]: what thread blocks tell each other; the launch clears it
   unsigned* block_arrivals;      ///< [rows, kv_heads, max_groups + 1]: zero before the first launch; left zero
 
@@ -172,11 +172,13 @@ inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1)
 /// @throws Error if shared memory is too short for a row, or rows are longer than the kernels can hold.
 int max_decode_rows(const DecodeModel& model);
 
-/// Words of 8 bytes that lay_out_messages() deals out.
+/// Words of 8 bytes that lay_out_messages() deals out, of the present GPU.
+/// @param model  as for lay_out_messages()
 std::size_t decode_messages_size(const DecodeModel& model);
 
 /// Gives DecodeModel::messages their places.
-/// @param model  of which hidden, intermediate, heads, kv_heads, head_dim and max_blocks must be set, as for their size
+/// @param model   of which hidden, intermediate, heads, kv_heads, head_dim and max_blocks must be set
+/// @param memory  [decode_messages_size()], aligned to 16 bytes
 void lay_out_messages(DecodeModel& model, unsigned long long* memory);
 
 /// Elements that DecodeModel::exchange must have on the present GPU.

@@ -12,7 +12,8 @@
 
 namespace gemma {
 
-/// The tag of what a step's product number `product`, from 0, gives, and of what is made of it before the next one.
+/// The tag of what a step's first product gives, and of what is made of it before the next one, which has the tag
+/// after.
 __device__ inline unsigned first_tag(const DecodeModel& model, unsigned step) {
   return step * static_cast<unsigned>(4 * model.layers + 1) + 1;
 }
@@ -28,7 +29,6 @@ __device__ inline float value_of(unsigned long long word) { return __uint_as_flo
 __device__ inline bool have_come(const ulonglong2& pair, unsigned tag) {
   return has_come(pair.x, tag) && has_come(pair.y, tag);
 }
-__device__ inline float2 values_of(const ulonglong2& pair) { return {value_of(pair.x), value_of(pair.y)}; }
 
 /// Calls ask(), which asks for messages and returns whether all have come, until they have.
 template <class Ask>

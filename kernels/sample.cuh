@@ -68,7 +68,9 @@ std::size_t sample_workspace_bytes(int max_rows, int vocab);
 ///
 /// Draws are those of the CPU device (device/cpu/sample.h) except where the random number falls within about 1e-9 of
 /// the border between two tokens. Log-probabilities come from the logits as they are, before the repeat penalty.
-/// @throws Error if the vocabulary is too large, or a launch fails.
+/// @param max_rows  no fewer than *row_count, no more than workspace_rows: what the launch is for
+/// @throws Error if the vocabulary is too large, max_rows is not 1 to 65535 or exceeds workspace_rows, or a launch
+/// fails.
 void launch_sample(const SampleArguments& arguments, int max_rows, cudaStream_t stream);
 
 }  // namespace gemma

@@ -203,7 +203,6 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return own.all;
 }
 inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
 inline unsigned __reduce_max_sync(unsigned, unsigned value) {
   struct Largest {
