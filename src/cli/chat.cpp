@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
-#include <optional>
 
 #include "cli/chat_commands.h"
 #include "cli/chat_input.h"
@@ -11,7 +10,6 @@
 #include "cli/common_options.h"
 #include "cli/dialogue.h"
 #include "cli/generation_options.h"
-#include "cli/interrupt.h"
 #include "cli/json_output.h"
 #include "cli/terminal.h"
 #include "cli/typed_text.h"
@@ -79,9 +77,6 @@ int run(ChatOptions& options) {
   // A model that has no turns says so here, not at the first message.
   engine.count_tokens(messages_of({options.system, {}}, ""));
   const std::unique_ptr<ChatInput> input = open_chat_input();
-  // At the prompt Ctrl-C is a key; as a signal it can then only come between a prompt and an answer, and ends nothing.
-  std::optional<InterruptGuard> interrupt;
-  if (input->is_interactive()) interrupt.emplace();
 
   if (!options.common.quiet) {
     if (!engine.info().is_chat) print_note("This model was not made for conversation: it may not really answer.");

@@ -47,10 +47,7 @@ void take_termination_for_interrupt() {
   if (!is_ignored(SIGHUP)) set_handler(SIGHUP, on_interrupt);
 }
 
-InterruptGuard::InterruptGuard() {
-  is_interrupted = false;
-  ++guards;
-}
+InterruptGuard::InterruptGuard() { ++guards; }
 
 InterruptGuard::~InterruptGuard() {
   is_interrupted = false;
@@ -58,5 +55,7 @@ InterruptGuard::~InterruptGuard() {
 }
 
 bool InterruptGuard::was_interrupted() const { return is_interrupted; }
+
+bool InterruptGuard::take() { return is_interrupted.exchange(false); }
 
 }  // namespace gemma::cli

@@ -10,7 +10,7 @@ void install_signal_handlers();
 void take_termination_for_interrupt();
 
 /// While it lives, the first Ctrl-C is noted instead of ending the program; a second one ends it. One that lives within
-/// another begins to count anew.
+/// another begins with what the other has not taken, and leaves it nothing.
 class InterruptGuard {
  public:
   InterruptGuard();
@@ -19,6 +19,9 @@ class InterruptGuard {
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
   bool was_interrupted() const;
+
+  /// @return whether there is a Ctrl-C to answer, which then is answered: the next one is the first again.
+  bool take();
 };
 
 }  // namespace gemma::cli

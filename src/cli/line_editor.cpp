@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "cli/input_history.h"
+#include "cli/interrupt.h"
 #include "cli/terminal.h"
 #include "gemma/error.h"
 
@@ -43,12 +44,16 @@ struct LineEditor::State {
   State();
 
   void mark_pastes(bool is_on) const;
+  // Goes below a line that Enter has not ended.
+  void break_off() const;
 
   std::unique_ptr<std::FILE, CloseFile> screen;
   std::unique_ptr<History, EndHistory> history;
   std::unique_ptr<EditLine, EndEditor> editor;
   std::string prompt;
-  bool is_interrupted = false;
+  bool is_interrupted = false;  // by the key
+  // As a signal Ctrl-C comes between two lines, or from another program.
+  InterruptGuard signals;
 
  private:
   // With wide names: of the others libedit makes copies that it never frees.
@@ -99,6 +104,11 @@ LineEditor::State::State() {
 void LineEditor::State::mark_pastes(bool is_on) const {
   if (!has_escapes(::fileno(screen.get()))) return;
   std::fputs(is_on ? "\x1B[?2004h" : "\x1B[?2004l", screen.get());
+  std::fflush(screen.get());
+}
+
+void LineEditor::State::break_off() const {
+  std::fputs("\n", screen.get());
   std::fflush(screen.get());
 }
 
@@ -157,14 +167,19 @@ LineEditor::Input LineEditor::read(const std::string& prompt) {
   el_set(state_->editor.get(), EL_PREP_TERM, 1);
   // The terminal may have changed its size since the last line.
   el_resize(state_->editor.get());
+  if (state_->signals.take()) {
+    el_set(state_->editor.get(), EL_PREP_TERM, 0);
+    state_->break_off();
+    return {End::kInterrupt, ""};
+  }
   state_->mark_pastes(true);
   int count = 0;
   const char* line = el_gets(state_->editor.get(), &count);
   const bool is_signal = line == nullptr && count < 0 && errno == EINTR;
   state_->mark_pastes(false);
+  if (is_signal) state_->signals.take();
   if (line == nullptr) {
-    std::fputs("\n", state_->screen.get());
-    std::fflush(state_->screen.get());
+    state_->break_off();
     return {is_signal ? End::kInterrupt : End::kEndOfFile, ""};
   }
   std::string text(line);

@@ -8,12 +8,12 @@ namespace gemma::cli {
 
 /// Reads lines that a person edits at a terminal (libedit): with history, UTF-8 whatever the locale, and pasted texts,
 /// which come as one line with line breaks in it and are not sent before Enter is pressed. Alt-Enter puts a line break
-/// in; Ctrl-Z suspends the program.
+/// in; Ctrl-Z suspends the program. While it lives, Ctrl-C does not end the program.
 class LineEditor {
  public:
   enum class End {
     kEnter,
-    kInterrupt,  ///< Ctrl-C
+    kInterrupt,  ///< Ctrl-C, in this line or since the last one
     kEndOfFile,  ///< Ctrl-D on an empty line, or the terminal is gone
   };
   struct Input {

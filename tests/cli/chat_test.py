@@ -445,10 +445,15 @@ class TypedChat(ChatTest):
 
     def test_takes_a_line_back_at_ctrl_c_and_leaves_at_the_second_on_an_empty_one(self):
         terminal = self.chat()
-        self.type_message(terminal, "nonsense", CTRL_C, "more\\", ENTER, "nonsense", CTRL_C)
+        for line in ("nonsense", "more\\" + ENTER + "nonsense"):
+            terminal.type(line)
+            terminal.wait_for("nonsense")
+            terminal.type(CTRL_C)
+            terminal.wait_for_prompt()
         self.assertNotIn("once more", terminal.output)
         terminal.type(CTRL_C)
         terminal.wait_for("Ctrl-C once more leaves")
+        terminal.wait_for_prompt()
         self.type_message(terminal, "/stats")
         terminal.type(CTRL_C)
         terminal.wait_for("Ctrl-C once more leaves")
