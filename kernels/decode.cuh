@@ -108,6 +108,12 @@ struct DecodeMessages {
   unsigned* activated;               ///< [intermediate]: the next product's input
 };
 
+/// Of 32 inputs that are whole numbers in units of a scale (decode_digits.cuh).
+struct alignas(8) DigitGroup {
+  float scale;
+  float sum;  ///< of the whole numbers
+};
+
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
 /// things lie. What changes (tokens, positions, page tables, how many rows there are) is behind the pointers.
 struct DecodeModel {
@@ -140,6 +146,7 @@ struct DecodeModel {
 
   float* residual[2];         ///< [rows, hidden], used in turn
   __nv_bfloat16* normalized;  ///< [rows, hidden]: the next product's input; for more rows than one
+  DigitGroup* normalized_groups;  ///< [rows, hidden / 32]: of it, where weights are packed (decode_digits.cuh)
   int rows_held;              ///< of qkv and projected, which more than kFewRows rows have once for each piece
   float* qkv;                 ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
   float* partials;            ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised

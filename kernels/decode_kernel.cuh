@@ -101,7 +101,12 @@ __host__ __device__ constexpr bool sends_messages(int architecture, int rows) {
   return rows == 1 && Format::kSendsMessages && !is_short_of_memory(architecture);
 }
 
+/// Whether the products of normalised rows take them in digits (decode_digits.cuh).
+template <class Format>
+inline constexpr bool kTakesDigits = Format::kLayers != WeightType::kBf16;
+
 /// All consumers: copies the rows that normalize() has written to memory to where the next product reads them.
+/// @param operand  rows operand_pitch(hidden) apart
 __device__ inline void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16* normalized, int rows, int hidden) {
   const int chunks = hidden / 8;  // of 16 bytes in a row
   for (int i = static_cast<int>(threadIdx.x); i < rows * chunks; i += kConsumers) {
@@ -129,7 +134,12 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   int next_piece = 0;
   constexpr bool kHasOtherHead = kHead != Format::kLayers;
   __nv_bfloat16* const operand = reinterpret_cast<__nv_bfloat16*>(shared.rest);
-  float* const kept_row = reinterpret_cast<float*>(shared.rest + operand_pitch(hidden) * 2);  // with messages
+  char* const behind_operand = shared.rest + rows * operand_pitch(hidden) * 2;
+  float* const kept_row = reinterpret_cast<float*>(behind_operand);  // with messages
+  const int group_count = hidden / kDigitColumns;                    // of a row in digits
+  const DigitOperand digits{{reinterpret_cast<std::byte*>(operand), reinterpret_cast<DigitGroup*>(behind_operand)},
+                            operand_pitch(hidden) * 2,
+                            group_count};
 
   // Every block has the only row for itself; many rows are normalised by one block each.
   const int own_row = kRows == 1 ? 0 : static_cast<int>(blockIdx.x);
@@ -144,7 +154,17 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
         if (half > 0) residual.add(shared, ProductRow{model.projected + offset}, model.norm_eps);
       }
       __nv_bfloat16* const to = kRows == 1 ? operand : model.normalized + offset;
-      residual.normalize(shared, model.norm_eps, [&](int column) { return to + operand_order(column); });
+      if constexpr (kTakesDigits<Format>) {
+        const DigitRow row = kRows == 1 ? digits.first
+                                        : DigitRow{reinterpret_cast<std::byte*>(to),
+                                                   model.normalized_groups + own_row * group_count};
+        residual.normalize_to_digits(shared, model.norm_eps,
+                                     [&](int column, const FourInUnits& four, const DigitGroup& group) {
+                                       row.put(column, four, group);
+                                     });
+      } else {
+        residual.normalize(shared, model.norm_eps, [&](int column) { return to + operand_order(column); });
+      }
       if constexpr (kIsSent) residual.keep(kept_row);
       if (!kIsSent && (kRows > 1 || blockIdx.x == 0)) residual.store(model.residual[half % 2] + offset);
     }
@@ -152,6 +172,12 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       grid.arrive();
       grid.wait();
       copy_operand(operand, model.normalized, rows, hidden);
+      if constexpr (kTakesDigits<Format>) {
+        for (int i = static_cast<int>(threadIdx.x); i < rows * group_count; i += kConsumers) {
+          const float2 group = __ldcg(reinterpret_cast<const float2*>(model.normalized_groups) + i);
+          digits.first.groups[i] = {group.x, group.y};
+        }
+      }
     }
     consumer_barrier();
   };
@@ -171,14 +197,28 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                           : kind == Kind::kDown       ? messages.activated
                                                       : nullptr,
                           tag - 1};
-      } else if constexpr (kRows == 1) {
-        return PlainRowOperand{kind == Kind::kAttentionOut ? model.attended
-                               : kind == Kind::kDown       ? model.activated
-                                                           : operand};
+      } else if constexpr (kTakesDigits<Format> && decltype(type)::value != Format::kLayers) {
+        // The head.
+        if constexpr (kRows == 1) {
+          return digits.first;
+        } else {
+          return digits;
+        }
       } else {
-        return kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
-               : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
-                                           : Operand{operand, operand_pitch(hidden)};
+        const bool is_normalized = kind != Kind::kAttentionOut && kind != Kind::kDown;
+        const Operand rows_of_kind = kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
+                                     : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
+                                                                 : Operand{operand, operand_pitch(hidden)};
+        const PlainRowOperand only_row{rows_of_kind.rows};
+        if constexpr (kTakesDigits<Format> && kRows == 1) {
+          return PackedInput<PlainRowOperand, DigitRow>{only_row, digits.first, is_normalized};
+        } else if constexpr (kTakesDigits<Format>) {
+          return PackedInput<Operand, DigitOperand>{rows_of_kind, digits, is_normalized};
+        } else if constexpr (kRows == 1) {
+          return only_row;
+        } else {
+          return rows_of_kind;
+        }
       }
     }();
     unsigned long long* const sent = kind == Kind::kQkv ? messages.qkv : messages.projected;
@@ -318,7 +358,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 template <class Format>
 int fixed_bytes(int hidden, int rows) {
   const int architecture = architecture_of_code();
-  const int operand_bytes = rows * operand_pitch(hidden) * 2;
+  const int group_bytes = kTakesDigits<Format> ? hidden / kDigitColumns * static_cast<int>(sizeof(DigitGroup)) : 0;
+  const int operand_bytes = rows * (operand_pitch(hidden) * 2 + group_bytes);
   if (rows > 1) return sizes_for<Format, kFewRows>(architecture).fixed_bytes() + operand_bytes;
   const int row_bytes = sends_messages<Format>(architecture, rows) ? hidden * 4 : 0;
   return sizes_for<Format, 1>(architecture).fixed_bytes() + operand_bytes + row_bytes;

@@ -124,7 +124,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   GridBarrier<true> grid(reinterpret_cast<unsigned*>(model.exchange), 0);
   TileDealer dealer;
   Progress progress{.has_whole_scratch = has_whole_scratch};
-  const FragmentOperand normalized{model.normalized, hidden};
+  const FragmentOperand normalized{model.normalized, hidden, model.normalized_groups};
   const FragmentOperand attended{model.attended, query_size};
   const FragmentOperand activated{model.activated, model.intermediate};
   const auto split_product = [&](Kind kind, float* to) {
@@ -154,7 +154,14 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     });
   };
   const auto normalize = [&](int row) {
-    residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
+    if constexpr (kLayers == WeightType::kBf16) {
+      residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
+    } else {
+      residual.normalize_to_digits(
+          shared, model.norm_eps, [&](int column, const FourInUnits& four, const DigitGroup& group) {
+            normalized.put(row, column, four, group);
+          });
+    }
     residual.store(residual_at(row));
   };
   const auto wait_for_grid = [&] {
@@ -183,14 +190,14 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   for (int i = 0; i < model.layers; ++i) {
     const DecodeLayer& layer = model.layer[i];
     const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
-    multiply_split<kRows>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
+    multiply_split<kRows, true>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
     grid.arrive();
     BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
     grid.wait();
     attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, CombinedResults<FragmentOperand>{attended},
                            progress.next_piece);
     wait_for_grid();
-    multiply_split<kRows>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
+    multiply_split<kRows, false>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
     add_and_normalize(attention_out, layer.attention_post_norm, layer.mlp_norm);
 
     multiply_whole<kRows, kLayers>(shared, shape_of(model, Kind::kGateUp), normalized, rows, totals, dealer, progress,
@@ -198,7 +205,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                                      *activated.at(row, output) = __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
                                    });
     wait_for_grid();
-    multiply_split<kRows>(shared, shape_of(model, Kind::kDown), activated, rows, progress, down);
+    multiply_split<kRows, false>(shared, shape_of(model, Kind::kDown), activated, rows, progress, down);
     add_and_normalize(down, layer.mlp_post_norm,
                       i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
   }

@@ -128,18 +128,35 @@ __device__ void stream_panels(Producer<Format>& producer, const MatrixShape& sha
 }
 
 /// A product's input in global memory: row tiles of 16, in them fragments of 16 columns, of which each lane has its 16
-/// bytes as the tensor cores take them.
+/// bytes as the tensor cores take them. In digits, two fragments have the upper and the lower digits of 32 columns.
 struct FragmentOperand {
   static constexpr int kFragment = kRowsInFragment * 16;
 
   __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
   int columns;
+  DigitGroup* groups = nullptr;  // in digits: [rows, columns / 32]
 
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
     const int lane = row % 8 * 4 + column % 8 / 2;
     const int in_lane = column / 8 % 2 * 4 + row / 8 % 2 * 2 + column % 2;
     return fragment(row / kRowsInFragment, column / 16) + lane * 8 + in_lane;
+  }
+  /// Puts four neighbouring columns in digits. @param column  a multiple of 4
+  __device__ void put(int row, int column, const FourInUnits& four, const DigitGroup& group) const {
+    auto* const upper = reinterpret_cast<std::byte*>(
+        fragment(row / kRowsInFragment, column / kDigitColumns * (kDigitColumns / 16)));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int lane = row % 8 * 4 + (column + i) % 8 / 2;
+      std::byte* const to = upper + lane * 16 + row / 8 % 2 * 4 + digit_byte(column + i);
+      to[0] = upper_digit(four.values[i]);
+      to[2 * kFragment] = lower_digit(four.values[i]);
+    }
+    if (column % kDigitColumns == 0) *group_at(row, column) = group;
+  }
+  __device__ DigitGroup* group_at(int row, int column) const {
+    return groups + row * (columns / kDigitColumns) + column / kDigitColumns;
   }
   __device__ __nv_bfloat16* fragment(int row_tile, int index) const {
     return fragments + (static_cast<std::size_t>(row_tile) * (columns / 16) + index) * kFragment;
@@ -241,7 +258,8 @@ __device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
 
 /// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
 /// the columns of one step class.
-template <WeightType kType, int kUnits, int kRows>
+/// @tparam kAreDigits  the activations, else bf16
+template <WeightType kType, int kUnits, int kRows, bool kAreDigits>
 class HeldClass {
  public:
   static constexpr int kRowTiles = kRows / kRowsInFragment;
@@ -258,15 +276,24 @@ class HeldClass {
       for (int i = 0; i < kUnits; ++i) {
         const int first = column + (has_step(i) ? kGroupColumns * step(i) : 0);
         const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
-        even_[tile][i] = __ldcg(fragments + lane_index());
-        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+        first_[tile][i] = __ldcg(fragments + lane_index());
+        second_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+        if constexpr (kAreDigits) {
+          const int row = row_tile * kRowsInFragment + lane_index() / 4;
+          const auto group = [&](int of_row) {
+            const float2 both = __ldcg(reinterpret_cast<const float2*>(operand.group_at(of_row, first)));
+            return DigitGroup{both.x, both.y};
+          };
+          groups_[tile][i][0] = group(row);
+          groups_[tile][i][1] = group(row + 8);
+        }
       }
     }
   }
 
   /// Makes ready what was fetched: of q4, the sums of each step.
   __device__ void prepare() {
-    if constexpr (kType == WeightType::kQ4) {
+    if constexpr (kType == WeightType::kQ4 && !kAreDigits) {
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -314,12 +341,40 @@ class HeldClass {
   /// Code sums of one step for a row tile.
   __device__ void multiply_step(float (&sums)[4], int tile, int unit, const std::uint32_t (&b)[4]) const {
     float even[4] = {}, odd[4] = {};
-    const uint4& a = even_[tile][unit];
+    const uint4& a = first_[tile][unit];
     multiply_accumulate(even, a.x, a.y, a.z, a.w, b[0], b[1]);
-    const uint4& c = odd_[tile][unit];
+    const uint4& c = second_[tile][unit];
     multiply_accumulate(odd, c.x, c.y, c.z, c.w, b[2], b[3]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[i] = even[i] + odd[i];
+  }
+  /// The same of inputs in digits.
+  __device__ DigitSums multiply_step(int tile, int unit, const std::uint32_t (&b)[2]) const {
+    const uint4& a = first_[tile][unit];
+    const uint4& c = second_[tile][unit];
+    return multiply_digits({a.x, a.y, a.z, a.w}, {c.x, c.y, c.z, c.w}, b);
+  }
+
+  struct TwoRows {
+    float2 upper = {0, 0}, lower = {0, 0};  // g and g + 8
+  };
+  /// Adds a step's part to the sums of a row tile.
+  /// @param b       codes of the step
+  /// @param scales  of them
+  template <class Codes>
+  __device__ void add_step(TwoRows& rows, int tile, int unit, const Codes& b, const GroupScales<kType>& scales) const {
+    if constexpr (kAreDigits) {
+      const DigitSums sums = multiply_step(tile, unit, b);
+      rows.upper = add_group(rows.upper, scales, sums.upper, groups_[tile][unit][0]);
+      rows.lower = add_group(rows.lower, scales, sums.lower, groups_[tile][unit][1]);
+    } else {
+      float sums[4];
+      multiply_step(sums, tile, unit, b);
+      const float2 upper = scales.apply({sums[0], sums[1]}, inputs_[tile][unit].x);
+      const float2 lower = scales.apply({sums[2], sums[3]}, inputs_[tile][unit].y);
+      rows.upper = unit == 0 ? upper : sum_of(rows.upper, upper);
+      rows.lower = unit == 0 ? lower : sum_of(rows.lower, lower);
+    }
   }
 
   /// @param kAreFull  whether the pieces have all steps
@@ -340,43 +395,39 @@ class HeldClass {
     }
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      float2 upper[kRowTiles] = {}, lower[kRowTiles] = {};  // of rows g and g + 8
+      TwoRows sums[kRowTiles];
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
         if (!kAreFull && !has_step(i)) continue;
-        std::uint32_t b[4];
+        std::uint32_t b[kAreDigits ? 2 : 4];
         unpack_step<kType>(b, codes[j][i], 0);
 #pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) {
-          float sums[4];
-          multiply_step(sums, tile, i, b);
-          const float2 of_upper = scales[j][i].apply({sums[0], sums[1]}, inputs_[tile][i].x);
-          const float2 of_lower = scales[j][i].apply({sums[2], sums[3]}, inputs_[tile][i].y);
-          upper[tile] = i == 0 ? of_upper : sum_of(upper[tile], of_upper);
-          lower[tile] = i == 0 ? of_lower : sum_of(lower[tile], of_lower);
-        }
+        for (int tile = 0; tile < kRowTiles; ++tile) add_step(sums[tile], tile, i, b, scales[j][i]);
       }
       float2* const to = scratch + j * kTilePairs + warp_index() * kPairs + lane_index();
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
-        to[4 * kRowsInFragment * tile] = upper[tile];
-        to[4 * (kRowsInFragment * tile + 8)] = lower[tile];
+        to[4 * kRowsInFragment * tile] = sums[tile].upper;
+        to[4 * (kRowsInFragment * tile + 8)] = sums[tile].lower;
       }
     }
   }
 
   int steps_;
-  uint4 even_[kRowTiles][kUnits], odd_[kRowTiles][kUnits];  // the first 16 columns of a step, and the others
-  float2 inputs_[kRowTiles][kUnits];                        // of q4: the sum of a step, of rows g and g + 8
+  // Of a step the first 16 columns, and the others; or the upper digits, and the lower ones.
+  uint4 first_[kRowTiles][kUnits], second_[kRowTiles][kUnits];
+  // Of rows g and g + 8: of digits; and of q4 in bf16, the sum of a step.
+  DigitGroup groups_[kRowTiles][kUnits][2];
+  float2 inputs_[kRowTiles][kUnits];
 };
 
 /// What a warp holds of a panel of weights of type kType.
-template <WeightType kType, int kColumns, int kRows>
+template <WeightType kType, int kColumns, int kRows, bool kIsNormalized>
 struct HeldFor {
-  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows>;
+  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows, kIsNormalized>;
 };
-template <int kColumns, int kRows>
-struct HeldFor<WeightType::kBf16, kColumns, kRows> {
+template <int kColumns, int kRows, bool kIsNormalized>
+struct HeldFor<WeightType::kBf16, kColumns, kRows, kIsNormalized> {
   using Type = HeldOperand<kRows>;
 };
 
@@ -530,11 +581,12 @@ struct SplitProduct {
 };
 
 /// One product whose sums are left piece by piece.
-template <int kRows, class Format>
+/// @tparam kIsNormalized  whether it is of normalised rows, which packed weights take in digits
+template <int kRows, bool kIsNormalized, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, Progress& progress, const SplitProduct& out) {
   const int outputs = matrix.outputs;
-  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows>::Type;
+  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows, kIsNormalized>::Type;
   multiply_panels<Held, kRows>(
       shared, operand, rows, SplitPanels(matrix), progress, [&](const Panel& panel, int tile, int index, float2 sum) {
         const int row = index / 4;
@@ -551,8 +603,8 @@ struct Totals {
   int tiles;
 };
 
-/// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
-/// of values): outputs 2i and 2i + 1, or of gate_up row i of both.
+/// One product of normalised rows: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls
+/// epilogue(row, output, pair of values): outputs 2i and 2i + 1, or of gate_up row i of both.
 template <int kRows, WeightType kType, class Format, class Epilogue>
 __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
@@ -562,7 +614,7 @@ __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& 
   const int rows_in_tile = matrix.rows_in_tile();
   const int outputs = is_gate_up ? matrix.outputs / 2 : matrix.outputs;
   constexpr int kColumns = columns_in_piece<Format, kType>();
-  using Held = typename HeldFor<kType, kColumns, kRows>::Type;
+  using Held = typename HeldFor<kType, kColumns, kRows, true>::Type;
   multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), progress,
                                [&](const Panel& panel, int tile, int index, float2 sum) {
                                  float2* const total = totals.sums + tile * kPairs + index;

@@ -4,6 +4,7 @@
 // norm, and is normalised to be the next product's input.
 
 #include "decode_block.cuh"
+#include "decode_digits.cuh"
 #include "decode_product.cuh"
 
 namespace gemma {
@@ -101,17 +102,40 @@ class ResidualRow {
   /// @param at  where a column of it goes: columns 2i and 2i + 1 are neighbours
   template <class Format, class At>
   __device__ void normalize(const Shared<Format>& shared, float eps, const At& at) const {
-    float squares = 0;
-    each_unit([&](int i, int) { squares = add_squares(squares, x_[i]); });
-    const float scale = rsqrtf(fmaf(row_sum(shared.sums + kConsumerWarps, squares), inverse_hidden_, eps));
+    const float scale = norm_scale(shared, eps);
     each_unit([&](int i, int unit) {
-      const float4 x = {__fmul_rn(__fmul_rn(x_[i].x, scale), 1.0f + next_norm_[i].x),
-                        __fmul_rn(__fmul_rn(x_[i].y, scale), 1.0f + next_norm_[i].y),
-                        __fmul_rn(__fmul_rn(x_[i].z, scale), 1.0f + next_norm_[i].z),
-                        __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
+      const float4 x = normalized(i, scale);
       *reinterpret_cast<std::uint32_t*>(at(4 * unit)) = pack_bf16(x.x, x.y);
       *reinterpret_cast<std::uint32_t*>(at(4 * unit + 2)) = pack_bf16(x.z, x.w);
     });
+  }
+
+  /// The same in digits (decode_digits.cuh).
+  /// @param put  called with the first of four columns, their values and the group of their 32 columns
+  template <class Format, class Put>
+  __device__ void normalize_to_digits(const Shared<Format>& shared, float eps, const Put& put) const {
+    const float scale = norm_scale(shared, eps);
+    const int thread = thread_index();
+#pragma unroll
+    for (int i = 0; i < kMaxUnits; ++i) {
+      const int unit = thread + i * kConsumers;
+      if (unit - lane_index() >= units_) break;  // for whole warps
+      const bool is_there = unit < units_;
+      const float4 x = is_there ? normalized(i, scale) : float4{0, 0, 0, 0};
+      // As numbers without a sign, what is not finite is largest.
+      const auto magnitude = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
+      unsigned largest = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
+#pragma unroll
+      for (int offset = 1; offset < kDigitColumns / 4; offset *= 2)
+        largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
+      const float unit_of_group = digit_scale(largest);
+      const auto in_units = [&](float value) { return in_units_of(unit_of_group, value); };
+      const FourInUnits four{{in_units(x.x), in_units(x.y), in_units(x.z), in_units(x.w)}};
+      int sum = four.sum();
+#pragma unroll
+      for (int offset = 1; offset < kDigitColumns / 4; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+      if (is_there) put(4 * unit, four, DigitGroup{unit_of_group, static_cast<float>(sum)});
+    }
   }
 
  private:
@@ -123,6 +147,20 @@ class ResidualRow {
       const int unit = thread + i * kConsumers;
       if (unit < units_) visit(i, unit);
     }
+  }
+
+  /// What RMSNorm multiplies the row by.
+  template <class Format>
+  __device__ float norm_scale(const Shared<Format>& shared, float eps) const {
+    float squares = 0;
+    each_unit([&](int i, int) { squares = add_squares(squares, x_[i]); });
+    return rsqrtf(fmaf(row_sum(shared.sums + kConsumerWarps, squares), inverse_hidden_, eps));
+  }
+  __device__ float4 normalized(int i, float scale) const {
+    return {__fmul_rn(__fmul_rn(x_[i].x, scale), 1.0f + next_norm_[i].x),
+            __fmul_rn(__fmul_rn(x_[i].y, scale), 1.0f + next_norm_[i].y),
+            __fmul_rn(__fmul_rn(x_[i].z, scale), 1.0f + next_norm_[i].z),
+            __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
   }
 
   /// What is fetched is new altogether: so the compiler sees that it need not be kept in between.

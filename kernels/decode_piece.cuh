@@ -13,6 +13,7 @@
 // add up all classes. All give the same bits.
 
 #include "decode_block.cuh"
+#include "decode_digits.cuh"
 #include "decode_message.cuh"
 #include "packed_weights.cuh"
 
@@ -29,9 +30,12 @@ __host__ __device__ inline int operand_pitch(int columns) { return columns + ((c
 
 /// A product's input: rows of bf16 in operand order, in shared or in global memory.
 struct Operand {
+  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false;
+
   __nv_bfloat16* rows;
   int pitch;
 
+  __device__ static constexpr bool are_digits() { return false; }
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
     return rows + static_cast<std::size_t>(row) * pitch + operand_order(column);
@@ -44,22 +48,39 @@ struct Operand {
 
 /// The input of a product with one row: in shared memory, or the messages of other blocks, in the same order.
 struct RowOperand {
-  static constexpr bool kMayBeMessages = true;
+  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false, kMayBeMessages = true;
 
   const __nv_bfloat16* row;
   const unsigned* words;  ///< not null: messages
   unsigned tag;
 
+  __device__ static constexpr bool are_digits() { return false; }
   __device__ bool are_messages() const { return words != nullptr; }
 };
 
 /// The same where there are no messages: in shared or in global memory.
 struct PlainRowOperand {
-  static constexpr bool kMayBeMessages = false;
+  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false, kMayBeMessages = false;
 
   const __nv_bfloat16* row;
 
+  __device__ static constexpr bool are_digits() { return false; }
   __device__ static constexpr bool are_messages() { return false; }
+};
+
+/// The input of packed weights, in bf16 or in digits: one loop for both, since two would be more than the instruction
+/// cache holds.
+/// @tparam Plain   PlainRowOperand or Operand
+/// @tparam Digits  DigitRow or DigitOperand
+template <class Plain, class Digits>
+struct PackedInput : Plain {
+  static constexpr bool kMayBeDigits = true;
+
+  Digits digits;
+  bool has_digits;
+
+  __device__ bool are_digits() const { return has_digits; }
+  __device__ const Digits& in_digits() const { return digits; }
 };
 
 /// What a lane gets of a piece's product, two neighbouring outputs of two rows.
@@ -73,6 +94,26 @@ inline constexpr int kClasses = 8;
 /// Adds up what the eight step classes of a piece gave, in the order of a butterfly over lanes.
 __device__ inline float sum_classes(const float (&sums)[kClasses]) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/// The same of sums that the classes' lanes have.
+__device__ inline float2 butterfly(float2 sums) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    sums.x += __shfl_xor_sync(~0u, sums.x, offset);
+    sums.y += __shfl_xor_sync(~0u, sums.y, offset);
+  }
+  return sums;
+}
+
+__device__ inline float2 sum_classes(const float2 (&sums)[kClasses]) {
+  float x[kClasses], y[kClasses];
+#pragma unroll
+  for (int c = 0; c < kClasses; ++c) {
+    x[c] = sums[c].x;
+    y[c] = sums[c].y;
+  }
+  return {sum_classes(x), sum_classes(y)};
 }
 
 __device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* weights, int step) {
@@ -202,12 +243,7 @@ __device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int pie
     // The other lanes have multiplied by activations of other steps.
     if (lane_index() / 4 == c) sums = {of_class.sum(0), of_class.sum(1)};
   }
-#pragma unroll
-  for (int offset = 4; offset < 32; offset *= 2) {
-    sums.x += __shfl_xor_sync(~0u, sums.x, offset);
-    sums.y += __shfl_xor_sync(~0u, sums.y, offset);
-  }
-  return {sums, {}};
+  return {butterfly(sums), {}};
 }
 
 /// The same for up to 16 rows.
@@ -298,12 +334,7 @@ __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int pi
     if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
     sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
   }
-#pragma unroll
-  for (int offset = 4; offset < 32; offset *= 2) {
-    sums.x += __shfl_xor_sync(~0u, sums.x, offset);
-    sums.y += __shfl_xor_sync(~0u, sums.y, offset);
-  }
-  return {sums, {}};
+  return {butterfly(sums), {}};
 }
 
 /// The same for up to 16 rows.
@@ -356,6 +387,104 @@ __device__ PieceSums multiply_packed_by_rows(const Stream<Format>& stream, int p
   }
   stream.release(piece);
   return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
+}
+
+// --- the same of inputs in digits ---
+
+/// What a lane adds up of the only row.
+template <WeightType kType, int kUnits, class Format>
+__device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
+                                     int column, int columns) {
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  constexpr int kLoads = kUnitSteps / kStepsInLoad;
+  const int group = lane_index() / 4;
+  // As in multiply_packed_by_row, a lane holds the inputs of its own class's steps.
+  LaneDigits own[kUnits];
+  DigitGroup inputs[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const int step = u * kUnitSteps + group;
+    const bool has_step = kDigitColumns * step < columns;
+    own[u] = has_step ? row.read(column / kDigitColumns + step) : LaneDigits{0, 0, 0, 0};
+    inputs[u] = has_step ? row.groups[column / kDigitColumns + step] : DigitGroup{0, 0};
+  }
+
+  stream.wait_until_full(piece);
+  const std::byte* const units = stream.bytes(piece);
+  uint4 codes[kUnits][kLoads];
+  GroupScales<kType> scales[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const std::byte* const unit = units + u * unit_bytes(kType);
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) codes[u][load] = load_codes<kType>(unit, load);
+    scales[u] = load_scales<kType>(unit, group);
+  }
+  stream.release(piece);
+
+  int2 of_unit[kUnits] = {};
+#pragma unroll
+  for (int step = 0; step < kUnitSteps; ++step) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      std::uint32_t b[2];
+      unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
+      const int2 sums = multiply_digits(own[u], b);
+      // Only one row has the inputs that this step's codes belong to.
+      if (step == 0 || group == step) of_unit[u] = sums;
+    }
+  }
+  float2 sums = {0, 0};
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u)
+    sums = add_group(sums, scales[u], of_unit[u], inputs[u], u == 0 || columns > u * kUnitColumns);
+  return {butterfly(sums), {}};
+}
+
+/// The same for up to 16 rows.
+template <WeightType kType, int kUnits, class Format>
+__device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand, int rows,
+                                     int column, int columns) {
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  const int group = lane_index() / 4;
+  const int first_step = column / kDigitColumns;
+  const DigitRow own[2] = {operand.row(group), operand.row(group + 8)};
+  const auto has = [&](int half, int step) { return group + 8 * half < rows && kDigitColumns * step < columns; };
+  const auto read = [&](int half, int step) {
+    return has(half, step) ? own[half].read(first_step + step) : LaneDigits{0, 0, 0, 0};
+  };
+  const auto group_of = [&](int half, int step) {
+    return has(half, step) ? own[half].groups[first_step + step] : DigitGroup{0, 0};
+  };
+
+  stream.wait_until_full(piece);
+  const std::byte* const units = stream.bytes(piece);
+  float2 of_class[2][kClasses] = {};  // of the two rows
+#pragma unroll
+  for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
+    uint4 codes[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) codes[u] = load_codes<kType>(units + u * unit_bytes(kType), load);
+#pragma unroll
+    for (int i = 0; i < kStepsInLoad; ++i) {
+      const int c = load * kStepsInLoad + i;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const int step = u * kUnitSteps + c;
+        const LaneDigits first = read(0, step), second = read(1, step);
+        std::uint32_t b[2];
+        unpack_step<kType>(b, codes[u], i);
+        const DigitSums sums =
+            multiply_digits({first.x, second.x, first.z, second.z}, {first.y, second.y, first.w, second.w}, b);
+        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), c);
+        const bool is_there = u == 0 || columns > u * kUnitColumns;
+        of_class[0][c] = add_group(of_class[0][c], scales, sums.upper, group_of(0, step), is_there);
+        of_class[1][c] = add_group(of_class[1][c], scales, sums.lower, group_of(1, step), is_there);
+      }
+    }
+  }
+  stream.release(piece);
+  return {sum_classes(of_class[0]), sum_classes(of_class[1])};
 }
 
 }  // namespace gemma

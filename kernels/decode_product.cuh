@@ -125,7 +125,8 @@ class Carries {
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both. The grid must meet before the scratch memory is used
 /// again.
-/// @param operand  an Operand, with one row a RowOperand or PlainRowOperand
+/// @param operand  of one row a RowOperand, PlainRowOperand or DigitRow, else an Operand or DigitOperand; or a
+/// PackedInput of two of them
 template <int kRows, WeightType kType, class Format, class Input, class Epilogue>
 __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix, const Slots& slots,
                          const Input& operand, int rows, int& next_piece, Carries& carries, const Epilogue& epilogue) {
@@ -151,12 +152,12 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   constexpr bool kIsFarAhead = kType == WeightType::kBf16;
   Own own = {}, next = {};  // of the only row: of the warp's next piece, or two
   const auto read_ahead = [&](Own& steps) {
-    if constexpr (kRows == 1) {
+    if constexpr (kRows == 1 && Input::kMayBeBf16) {
       if (ahead.slot() < count) steps.ask(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
     }
     ahead.advance(slots, kConsumerWarps);
   };
-  if (kRows == 1) {
+  if (kRows == 1 && !operand.are_digits()) {
     read_ahead(own);
     if (kIsFarAhead) read_ahead(next);
   }
@@ -180,7 +181,16 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
         }
       }
       PieceSums sums;
-      if constexpr (kRows == 1) {
+      if (operand.are_digits()) {
+        if constexpr (Input::kMayBeDigits) {
+          const int column = ahead.piece() * kColumns;
+          sums = multiply_digits<kType, kColumns / kUnitColumns>(shared.stream, next_piece + slot, operand.in_digits(),
+                                                                 rows, column, columns_from(column));
+          ahead.advance(slots, kConsumerWarps);
+        }
+      } else if constexpr (!Input::kMayBeBf16) {
+        // Never so.
+      } else if constexpr (kRows == 1) {
         Own current = own;
         if (kIsFarAhead) {
           own = next;

@@ -92,8 +92,9 @@ GEMMA_HOST_DEVICE inline int output_of(const MatrixShape& shape, int tile, int r
 template <WeightType kType>
 GEMMA_HOST_DEVICE constexpr int column_in_step(int t, int index) {
   // The tensor cores take four pairs of neighbouring columns: pair i is 2t + 8i and the next. In q8, a word of four
-  // bytes has two pairs, each in every other byte; in q4, a word of eight codes has all four.
-  const int pair = kType == WeightType::kQ8 ? index / 4 * 2 + index % 2 : index % 4;
+  // bytes has two pairs, each in every other byte; in q4, the even codes of a word are what q8 has in its first word, the
+  // odd ones what it has in its second.
+  const int pair = kType == WeightType::kQ8 ? index / 4 * 2 + index % 2 : index % 2 * 2 + index / 2 % 2;
   const int upper = kType == WeightType::kQ8 ? index / 2 % 2 : index / 4;
   return 2 * t + 8 * pair + upper;
 }
@@ -103,7 +104,7 @@ template <WeightType kType>
 GEMMA_HOST_DEVICE constexpr int index_in_lane(int column) {
   const int pair = column / 8;
   const int upper = column % 2;
-  return kType == WeightType::kQ8 ? pair / 2 * 4 + upper * 2 + pair % 2 : upper * 4 + pair;
+  return kType == WeightType::kQ8 ? pair / 2 * 4 + upper * 2 + pair % 2 : upper * 4 + pair % 2 * 2 + pair / 2;
 }
 
 /// Byte of a unit that holds a code; in q4, index_in_lane() % 2 says which half of it (0: the low one).
@@ -176,7 +177,20 @@ __device__ inline void unpack_step(std::uint32_t (&b)[4], const uint4& loaded, i
     for (int i = 0; i < 4; ++i) b[i] = int8_to_bf16(words[2 * step + i / 2] >> (i % 2 * 8));
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i] = uint4_to_bf16(words[step] >> (i * 4));
+    for (int i = 0; i < 4; ++i) b[i] = uint4_to_bf16(words[step] >> ((i % 2 * 2 + i / 2) * 4));
+  }
+}
+
+/// The same as bytes: b[0] for columns 0 to 15 of the step, b[1] for the others.
+template <WeightType kType>
+__device__ inline void unpack_step(std::uint32_t (&b)[2], const uint4& loaded, int step) {
+  const std::uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+  if constexpr (kType == WeightType::kQ8) {
+    b[0] = words[2 * step];
+    b[1] = words[2 * step + 1];
+  } else {
+    b[0] = words[step] & 0x0f0f0f0fu;
+    b[1] = words[step] >> 4 & 0x0f0f0f0fu;
   }
 }
 

@@ -181,6 +181,16 @@ __device__ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std:
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// c[16, 8] += a[16, 32] b[32, 8], signed bytes. c as above; a0 holds (g, 4t) to (g, 4t + 3), a1 those of row g + 8, a2
+/// and a3 the same of columns 4t + 16 and on; b0 holds rows 4t to 4t + 3 of column g, b1 rows 4t + 16 and on.
+__device__ inline void multiply_accumulate(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                                           std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // --- talking to other blocks of the grid ---
 
 __device__ inline void add_release(unsigned* counter, unsigned value) {

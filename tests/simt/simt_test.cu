@@ -130,6 +130,39 @@ __global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, f
   for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
+/// The same of bytes, with a [16, 32] and b [32, 8].
+__global__ void byte_product_kernel(const std::int8_t* a, const std::int8_t* b, int* c) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  const auto pack = [](const std::int8_t* from, int apart) {
+    std::uint32_t word = 0;
+    for (int i = 3; i >= 0; --i) word = word << 8 | static_cast<std::uint8_t>(from[i * apart]);
+    return word;
+  };
+  const auto of_a = [&](int row, int column) { return pack(a + row * 32 + column, 1); };
+  const auto of_b = [&](int row) { return pack(b + row * 8 + g, 8); };
+  int sum[4] = {1, 2, 3, 4};
+  multiply_accumulate(sum, of_a(g, 4 * t), of_a(g + 8, 4 * t), of_a(g, 4 * t + 16), of_a(g + 8, 4 * t + 16),
+                      of_b(4 * t), of_b(4 * t + 16));
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i] - (i + 1);
+}
+
+TEST(Simt, MultipliesBytesAsTensorCoresDo) {
+  std::minstd_rand random;
+  std::vector<std::int8_t> a(16 * 32), b(32 * 8);
+  for (auto* matrix : {&a, &b}) {
+    for (std::int8_t& value : *matrix) value = static_cast<std::int8_t>(random() % 256);
+  }
+  std::vector<int> c(16 * 8);
+  run_block(32, byte_product_kernel, a.data(), b.data(), c.data());
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      int expected = 0;
+      for (int k = 0; k < 32; ++k) expected += a[row * 32 + k] * b[k * 8 + column];
+      EXPECT_EQ(c[row * 8 + column], expected) << row << ", " << column;
+    }
+  }
+}
+
 TEST(Simt, MultipliesAsTensorCoresDo) {
   std::minstd_rand random;
   std::vector<__nv_bfloat16> a(16 * 16), b(16 * 8);

@@ -127,7 +127,12 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
     return rms_norm(values, weight, config.rms_norm_eps, departures.norm_offset);
   };
   const auto product = [&](const Matrix& matrix, const Vector& input) {
-    return multiply(matrix, rounded(input, config.head_dim, departures.rounds_inputs ? KvType::kBf16 : KvType::kF32));
+    const bool is_rounded = departures.rounded_inputs != RoundedInputs::kNone;
+    return multiply(matrix, rounded(input, config.head_dim, is_rounded ? KvType::kBf16 : KvType::kF32));
+  };
+  const auto product_of_norm = [&](const Matrix& matrix, const Vector& values, std::span<const float> weight) {
+    const bool is_rounded = departures.rounded_inputs == RoundedInputs::kAll;
+    return multiply(matrix, rounded(norm(values, weight), config.head_dim, is_rounded ? KvType::kBf16 : KvType::kF32));
   };
 
   Answer answer;
@@ -143,7 +148,7 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
 
     Vectors q, k, v;
     for (int position = 0; position < static_cast<int>(x.size()); ++position) {
-      const Vector qkv = product(w.qkv, norm(x[position], w.attention_norm));
+      const Vector qkv = product_of_norm(w.qkv, x[position], w.attention_norm);
       q.push_back(rotate(part(qkv, 0, config.query_size()), position + departures.query_shift, config.head_dim,
                          config.rope_theta));
       for (double& value : q.back()) value /= std::sqrt(config.query_pre_attn_scalar);
@@ -165,7 +170,7 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
     for (std::size_t position = 0; position < x.size(); ++position) {
       add(x[position], norm(product(w.attention_out, mixed[position]), w.attention_post_norm));
 
-      const Vector gate_up = product(w.gate_up, norm(x[position], w.mlp_norm));
+      const Vector gate_up = product_of_norm(w.gate_up, x[position], w.mlp_norm);
       const Vector gate = part(gate_up, 0, config.intermediate_size);
       Vector hidden = part(gate_up, config.intermediate_size, config.intermediate_size);
       for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] *= gelu(gate[i]);
@@ -174,7 +179,7 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
   }
 
   for (const Vector& last : x) {
-    Vector& logits = answer.logits.emplace_back(product(weights.head, norm(last, weights.final_norm)));
+    Vector& logits = answer.logits.emplace_back(product_of_norm(weights.head, last, weights.final_norm));
     for (double& logit : logits) logit = soft_cap(logit, config.final_softcap);
   }
   return answer;

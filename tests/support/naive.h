@@ -35,11 +35,18 @@ Vector softmax(const Vector& scores);
 Vectors attend(const Attention& attention, const Vectors& q, const Vectors& k, const Vectors& v,
                double* largest = nullptr);
 
+/// Which inputs of matrix products are rounded to bf16.
+enum class RoundedInputs {
+  kNone,
+  kNotNormalized,  ///< those that no norm gave
+  kAll,
+};
+
 /// Departures from Gemma 2: rounding as a device does it, or a mistake made on purpose to see that a test would notice
 /// it.
 struct Departures {
   KvType cache = KvType::kF32;  ///< any other: keys and values are rounded to it
-  bool rounds_inputs = false;   ///< the inputs of matrix products are rounded to bf16
+  RoundedInputs rounded_inputs = RoundedInputs::kNone;
   double norm_offset = 1;       ///< what RMSNorm adds to its weights
   int query_shift = 0;          ///< positions by which the rotation of queries runs ahead of that of keys
 };

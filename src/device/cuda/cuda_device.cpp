@@ -63,7 +63,7 @@ struct Sizes {
   std::size_t unpacked;
   std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
   std::size_t decode_inputs, decode_residual, decode_exchange, decode_qkv, decode_projected;
-  std::size_t decode_normalized, decode_attended, decode_activated, decode_messages;
+  std::size_t decode_normalized, decode_groups, decode_attended, decode_activated, decode_messages;
   std::size_t partials, partial_sums, group_partials, group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
@@ -72,7 +72,7 @@ struct Sizes {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
            2 * (unpacked + normed + q + 2 * kv + attended + activated) + kv_codes + 4 * kv_scales + 2 * kv_expanded +
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
-           2 * (decode_normalized + decode_attended + decode_activated) + 8 * (decode_exchange + decode_messages) +
+           2 * (decode_normalized + decode_attended + decode_activated) + 8 * (decode_groups + decode_exchange + decode_messages) +
            4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
@@ -159,6 +159,7 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
       pieces(std::max(config.query_size(), config.intermediate_size)) * group * size(config.hidden_size);
   const std::size_t whole_tiles = size(ceil_div(s.group_rows, kRowsInFragment) * kRowsInFragment);
   s.decode_normalized = whole_tiles * size(config.hidden_size);
+  s.decode_groups = s.decode_normalized / kGroupColumns;
   s.decode_attended = whole_tiles * size(config.query_size());
   s.decode_activated = whole_tiles * size(config.intermediate_size);
   DecodeModel shape = decode_shape(config);
@@ -257,6 +258,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_inputs_ = Buffer<int>(sizes.decode_inputs);
   decode_residual_ = Buffer<float>(sizes.decode_residual);
   decode_normalized_ = Buffer<__nv_bfloat16>(sizes.decode_normalized);
+  decode_groups_ = Buffer<DigitGroup>(sizes.decode_groups);
   decode_exchange_ = Buffer<unsigned long long>(sizes.decode_exchange);
   decode_messages_ = Buffer<unsigned long long>(sizes.decode_messages);
   decode_qkv_ = Buffer<float>(sizes.decode_qkv);
@@ -285,6 +287,7 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   clear(decode_messages_, stream_);
   // Rows of a fragment that do not exist are read, though not used.
   clear(decode_normalized_, stream_);
+  clear(decode_groups_, stream_);
   clear(decode_attended_, stream_);
   clear(decode_activated_, stream_);
   clear(sample_workspace_, stream_);
@@ -351,6 +354,7 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.residual[0] = decode_residual_.data();
   m.residual[1] = decode_residual_.data() + size(group_rows_) * size(config_.hidden_size);
   m.normalized = decode_normalized_.data();
+  m.normalized_groups = decode_groups_.data();
   m.rows_held = group_rows_;
   m.qkv = decode_qkv_.data();
   m.partials = decode_partials_.data();

@@ -131,6 +131,7 @@ class CudaDevice final : public Device {
   Buffer<float> decode_residual_, decode_qkv_, decode_partials_, decode_group_partials_, decode_projected_;
   Buffer<float2> decode_partial_sums_, decode_group_sums_;
   Buffer<__nv_bfloat16> decode_normalized_, decode_attended_, decode_activated_;
+  Buffer<DigitGroup> decode_groups_;
   Buffer<unsigned> decode_arrivals_;
   Buffer<unsigned long long> decode_exchange_;
   Buffer<unsigned long long> decode_messages_;  // of a step with a single row

@@ -189,6 +189,38 @@ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a
   });
 }
 
+inline void multiply_accumulate(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                                std::uint32_t b0, std::uint32_t b1) {
+  struct Lane {
+    std::uint32_t a[4], b[2];
+    int* c;
+  } own{{a0, a1, a2, a3}, {b0, b1}, c};
+  simt::together<32>(own, [](Lane* const* lanes) {
+    const auto byte = [](std::uint32_t word, unsigned i) { return static_cast<std::int8_t>(word >> 8 * i); };
+    std::int8_t a[16][32], b[32][8];
+    int c[16][8];
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      const Lane& of = *lanes[lane];
+      const unsigned g = lane / 4, t = lane % 4;
+      for (unsigned i = 0; i < 4; ++i) {
+        for (unsigned j = 0; j < 4; ++j) a[g + i % 2 * 8][4 * t + i / 2 * 16 + j] = byte(of.a[i], j);
+        c[g + i / 2 * 8][2 * t + i % 2] = of.c[i];
+      }
+      for (unsigned i = 0; i < 2; ++i) {
+        for (unsigned j = 0; j < 4; ++j) b[4 * t + 16 * i + j][g] = byte(of.b[i], j);
+      }
+    }
+    for (unsigned row = 0; row < 16; ++row) {
+      for (unsigned k = 0; k < 32; ++k) {
+        for (unsigned column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
+      }
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      for (unsigned i = 0; i < 4; ++i) lanes[lane]->c[i] = c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    }
+  });
+}
+
 // --- talking to other blocks of the grid ---
 
 inline void add_release(unsigned* counter, unsigned value) { *counter += value; }
