@@ -18,7 +18,7 @@ namespace gemma {
 inline constexpr int kDecodeRows = 64;
 
 /// Up to so many rows have their activations in shared memory. More leave their products' sums piece by piece.
-inline constexpr int kFewRows = 16;
+inline constexpr int kFewRows = 8;
 
 /// Products' inputs (normalized, attended, activated) have room for whole tiles of so many rows: see decode_product.cuh
 /// and decode_many_product.cuh for their order.
@@ -193,7 +193,7 @@ std::size_t decode_exchange_size();
 
 /// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
 /// the rows' positions appended to the cache.
-/// @param rows  *model.row_count: 1 to max_decode_rows(). One row, and up to 16, 32 and 64, have kernels of their own,
+/// @param rows  *model.row_count: 1 to max_decode_rows(). One row, and up to 8, 16, 32 and 64, have kernels of their own,
 /// all of which give a row the same bits.
 /// @throws Error if a launch fails.
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream);

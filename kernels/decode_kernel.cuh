@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole decode step of Gemma 2 in one persistent kernel, from tokens to logits, for up to 16 rows. (For more:
+// The whole decode step of Gemma 2 in one persistent kernel, from tokens to logits, for up to 8 rows. (For more:
 // decode_many.cu.)
 //
 // Decoding reads every weight once for each step, so it can only be as fast as memory is read. One block runs on each

@@ -1,6 +1,6 @@
 #pragma once
 
-// The whole decode step of Gemma 2 in one persistent kernel, for 17 to 64 rows (and for fewer where decode.cu's does
+// The whole decode step of Gemma 2 in one persistent kernel, for 9 to 64 rows (and for fewer where decode.cu's does
 // not fit): every weight is read once for all of them.
 //
 // The kernel is built as decode.cu's, from the same stream, attention and norms, and rows get the same bits. With so
@@ -325,13 +325,16 @@ template <WeightType kLayers, KvType kKv>
 int most_rows_that_fit(const DecodeModel& model) {
   const auto fits = [](const many::Division& division) { return division.stages >= division.least_stages; };
   if (fits(many::divide_memory<64, kLayers, kKv>(model))) return 64;
-  return fits(many::divide_memory<32, kLayers, kKv>(model)) ? 32 : 0;
+  if (fits(many::divide_memory<32, kLayers, kKv>(model))) return 32;
+  return fits(many::divide_memory<16, kLayers, kKv>(model)) ? 16 : 0;
 }
 
 /// launch_decode_many for weights and a cache of these types: decode_many_bf16.cu, decode_many_bf16_kv_q8.cu and so on.
 template <WeightType kLayers, KvType kKv>
 void launch_decode_many_of(const DecodeModel& model, int rows, cudaStream_t stream) {
-  if (rows <= 32) {
+  if (rows <= 16) {
+    many::launch_rows<16, kLayers, kKv>(model, stream);
+  } else if (rows <= 32) {
     many::launch_rows<32, kLayers, kKv>(model, stream);
   } else {
     many::launch_rows<64, kLayers, kKv>(model, stream);

@@ -1,12 +1,12 @@
 #pragma once
 
-// Matrix products of 17 to 64 rows with streamed weights, on the tensor cores: each weight is read once for all rows.
+// Matrix products of 9 to 64 rows with streamed weights, on the tensor cores: each weight is read once for all rows.
 //
 // So many rows' activations fit neither into shared memory beside the stream, nor could they be read from there for
 // every tile in the time that the tile's weights take to arrive. So a block works on panels: one piece of 512 columns
 // of many tiles, one tile after the other. The eight warps hold the rows' activations of these columns in registers,
-// each two of the eight step classes of half the rows; each multiplies every tile of the panel by what it holds. What
-// the classes give is added up through shared memory.
+// each two of the eight step classes of half the rows (or one of all, if they are no more than 16); each multiplies every
+// tile of the panel by what it holds. What the classes give is added up through shared memory.
 //
 // Packed weights cost more to make an operand of than to multiply by, so there each warp has one step class of all
 // rows: every weight is unpacked once.
@@ -165,15 +165,16 @@ struct FragmentOperand {
 
 __device__ inline float2 sum_of(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
 
-/// What one warp holds of the activations while a panel's weights in bf16 stream past it: of up to half the rows, in
-/// tiles of 16, the columns of two step classes.
+/// What one warp holds of the activations while a panel's weights in bf16 stream past it: of half the rows, in tiles of
+/// 16, the columns of two step classes; or of 16 rows those of one.
 template <int kRows>
 class HeldOperand {
  public:
-  static constexpr int kRowTiles = kRows / 32;
-  static_assert(kRowTiles * 2 * kRowsInFragment == kRows);
+  static constexpr int kHeldClasses = kRows > kRowsInFragment ? 2 : 1;
+  static constexpr int kParts = kClasses / kHeldClasses;  // sums of a tile, which are added up
+  static constexpr int kRowTiles = kRows / kRowsInFragment / kHeldClasses;
+  static_assert(kRowTiles * kHeldClasses * kRowsInFragment == kRows && kParts * kHeldClasses == kConsumerWarps);
   static constexpr bool kFitsTwice = kRowTiles == 1;  // into a thread's registers
-  static constexpr int kParts = 4;                    // sums of a tile, which are added up
 
   /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
@@ -193,10 +194,9 @@ class HeldOperand {
   }
 
   /// The first row of a row tile of this warp.
-  __device__ static int first_row(int tile) { return kRowsInFragment * (warp_index() / kClassPairs + 2 * tile); }
-  /// Which two of the classes this warp works on.
-  __device__ static int class_pair() { return warp_index() % kClassPairs; }
-  static constexpr int kClassPairs = kParts;
+  __device__ static int first_row(int tile) { return kRowsInFragment * (warp_index() / kParts + kHeldClasses * tile); }
+  /// Which of a tile's sums this warp makes: of the classes from kHeldClasses times this on.
+  __device__ static int part() { return warp_index() % kParts; }
 
   /// Makes ready what was fetched.
   __device__ void prepare() {}
@@ -211,13 +211,15 @@ class HeldOperand {
   }
 
  private:
-  static constexpr int kHeldSteps = 4;  // the first step of both classes, then the second of both
+  static constexpr int kHeldSteps = 2 * kHeldClasses;  // the first step of each class, then the second of each
 
-  __device__ static int step(int i) { return 2 * class_pair() + i % 2 + 8 * (i / 2); }
+  __device__ static int step(int i) {
+    return kHeldClasses * part() + i % kHeldClasses + kClasses * (i / kHeldClasses);
+  }
 
   template <bool kIsFull>
   __device__ void multiply_steps(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
-    float even[2][kRowTiles][4] = {}, odd[2][kRowTiles][4] = {};
+    float even[kHeldClasses][kRowTiles][4] = {}, odd[kHeldClasses][kRowTiles][4] = {};
 #pragma unroll
     for (int i = 0; i < kHeldSteps; ++i) {
       if (!kIsFull && step(i) >= steps_) continue;
@@ -226,16 +228,18 @@ class HeldOperand {
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
         const uint4& a = even_[tile][i];
-        multiply_accumulate(even[i % 2][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
+        multiply_accumulate(even[i % kHeldClasses][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
         const uint4& c = odd_[tile][i];
-        multiply_accumulate(odd[i % 2][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
+        multiply_accumulate(odd[i % kHeldClasses][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        sums[tile][j] = (even[0][tile][j] + odd[0][tile][j]) + (even[1][tile][j] + odd[1][tile][j]);
+      for (int j = 0; j < 4; ++j) {
+        sums[tile][j] = even[0][tile][j] + odd[0][tile][j];
+        if constexpr (kHeldClasses == 2) sums[tile][j] += even[1][tile][j] + odd[1][tile][j];
+      }
     }
   }
 
@@ -440,7 +444,7 @@ struct Progress {
 
 /// Bytes of half of the scratch memory that multiply_panels needs.
 __host__ __device__ constexpr int panel_scratch_bytes(WeightType type, int rows) {
-  const int parts = type == WeightType::kBf16 ? HeldOperand<32>::kParts : kClasses;
+  const int parts = type == WeightType::kBf16 && rows > kRowsInFragment ? HeldOperand<32>::kParts : kClasses;
   return kTilesAtOnce * parts * rows * kPieceRows * 4;
 }
 
@@ -495,7 +499,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
           float sums[Held::kRowTiles][4];
           held.multiply(stream.memory(place.stage), sums);
           place.advance(stream.stages);
-          float2* const to = scratch + (j * Held::kClassPairs + Held::class_pair()) * kPairs + lane;
+          float2* const to = scratch + (j * Held::kParts + Held::part()) * kPairs + lane;
 #pragma unroll
           for (int tile = 0; tile < Held::kRowTiles; ++tile) {
             to[4 * Held::first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
@@ -511,7 +515,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
       consumer_barrier();
       if (lane == 0 && warp_index() < tiles) barrier_arrive(&stream.empty[own_stage]);
 #pragma unroll
-      for (int k = 0; k < kTilesAtOnce * kPairs / kConsumers; ++k) {
+      for (int k = 0; k < (kTilesAtOnce * kPairs + kConsumers - 1) / kConsumers; ++k) {
         const int i = static_cast<int>(threadIdx.x) + k * kConsumers;
         const int j = i / kPairs;
         if (j >= tiles) continue;

@@ -1,7 +1,7 @@
 #pragma once
 
-// The product of one piece of weights and the activations of up to 16 rows, by one warp on the tensor cores. Weights
-// are the 8-column operand of the tensor cores, rows of activations the rows of the 16-row one.
+// The product of one piece of weights and the activations of up to 8 rows, by one warp on the tensor cores. Weights are
+// the 8-column operand of the tensor cores, rows of activations the upper rows of the 16-row one.
 //
 // A piece has up to 16 steps of 32 columns. Steps c and c + 8 make class c, and the classes' sums are added up as a
 // butterfly over lanes does it (sum_classes). Of weights in bf16, a class is one chain of accumulation for the even and
@@ -83,10 +83,8 @@ struct PackedInput : Plain {
   __device__ const Digits& in_digits() const { return digits; }
 };
 
-/// What a lane gets of a piece's product, two neighbouring outputs of two rows.
-struct PieceSums {
-  float2 upper, lower;  // of rows lane / 4 and lane / 4 + 8; outputs 2 * (lane % 4) and 2 * (lane % 4) + 1 of the tile
-};
+// What a lane gets of a piece's product are two neighbouring outputs of row lane / 4: 2 * (lane % 4) and 2 * (lane % 4)
+// + 1 of the tile.
 
 inline constexpr int kPieceSteps = kPieceColumns / 32;
 inline constexpr int kClasses = 8;
@@ -173,8 +171,8 @@ class OwnSteps {
   uint4 more_[kSteps];
 };
 
-/// What a lane feeds to the tensor cores for 32 columns of the only row: its own row of the operand, and the same again
-/// as a lower row, whose results are not used.
+/// What a lane feeds to the tensor cores for 32 columns: its own row of the operand, and the same again as a lower row,
+/// whose results are not used.
 struct RowFragment {
   std::uint32_t even[4], odd[4];  // of the first 16 columns and of the others
 
@@ -190,10 +188,6 @@ struct RowFragment {
 struct StepSums {
   float even[4] = {}, odd[4] = {};
 
-  __device__ void add(const uint4& upper, const uint4& lower, const std::uint32_t (&b)[4]) {
-    multiply_accumulate(even, upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
-    multiply_accumulate(odd, upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
-  }
   __device__ void add(const RowFragment& a, const std::uint32_t (&b)[4]) {
     multiply_accumulate(even, a.even[0], a.even[1], a.even[2], a.even[3], b[0], b[1]);
     multiply_accumulate(odd, a.odd[0], a.odd[1], a.odd[2], a.odd[3], b[2], b[3]);
@@ -225,9 +219,9 @@ struct PieceWeights {
 };
 
 /// The product of a piece in bf16 and the only row.
-/// @return its sums in `upper` of all lanes
+/// @return its sums, in all lanes
 template <class Format>
-__device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int piece,
+__device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece,
                                            const OwnSteps<kPieceSteps / kClasses>& own) {
   static_assert(kPieceSteps == 2 * kClasses);
   const RowFragment first(own.steps[0]), second(own.steps[1]);
@@ -243,38 +237,34 @@ __device__ PieceSums multiply_piece_by_row(const Stream<Format>& stream, int pie
     // The other lanes have multiplied by activations of other steps.
     if (lane_index() / 4 == c) sums = {of_class.sum(0), of_class.sum(1)};
   }
-  return {butterfly(sums), {}};
+  return butterfly(sums);
 }
 
-/// The same for up to 16 rows.
+/// The same for several rows.
 template <class Format>
-__device__ PieceSums multiply_piece_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+__device__ float2 multiply_piece_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
                                             int column, int columns) {
   const int group = lane_index() / 4;
   const int steps = columns / 32;
-  const auto read = [&](int row, int step) {
-    return row < rows && step < steps ? operand.read(row, column + 32 * step) : make_uint4(0, 0, 0, 0);
+  const auto read = [&](int step) {
+    return group < rows && step < steps ? operand.read(group, column + 32 * step) : make_uint4(0, 0, 0, 0);
   };
   // What other blocks have written is asked for before the wait for the weights, all at once.
-  uint4 upper[kPieceSteps], lower[kPieceSteps];
+  uint4 own[kPieceSteps];
 #pragma unroll
-  for (int step = 0; step < kPieceSteps; ++step) {
-    upper[step] = read(group, step);
-    lower[step] = read(group + 8, step);
-  }
+  for (int step = 0; step < kPieceSteps; ++step) own[step] = read(step);
   stream.wait_until_full(piece);
   const PieceWeights weights(stream.stage(piece), columns);
   stream.release(piece);
-  float of_class[4][kClasses];
+  float2 of_class[kClasses];
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
     StepSums sums;
-    sums.add(upper[c], lower[c], weights.steps[c]);
-    sums.add(upper[c + kClasses], lower[c + kClasses], weights.steps[c + kClasses]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) of_class[i][c] = sums.sum(i);
+    sums.add(RowFragment(own[c]), weights.steps[c]);
+    sums.add(RowFragment(own[c + kClasses]), weights.steps[c + kClasses]);
+    of_class[c] = {sums.sum(0), sums.sum(1)};
   }
-  return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
+  return sum_classes(of_class);
 }
 
 // --- the same of quantised weights: a piece of kUnits units ---
@@ -283,23 +273,23 @@ __device__ PieceSums multiply_piece_by_rows(const Stream<Format>& stream, int pi
 
 /// The sums of a group's activations, where its weights have a minimum.
 template <WeightType kType>
-__device__ StepSums sum_inputs(const uint4& upper, const uint4& lower) {
+__device__ float sum_inputs(const RowFragment& row) {
   StepSums sums;
   constexpr std::uint32_t kOnes = 0x3f803f80;
-  if constexpr (kType == WeightType::kQ4) sums.add(upper, lower, {kOnes, kOnes, kOnes, kOnes});
-  return sums;
+  if constexpr (kType == WeightType::kQ4) sums.add(row, {kOnes, kOnes, kOnes, kOnes});
+  return sums.sum(0);
 }
 
 template <WeightType kType, int kUnits, class Format>
-__device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
+__device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kLoads = kUnitSteps / kStepsInLoad;
   const int group = lane_index() / 4;
-  float inputs[kUnits];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(own.steps[u], own.steps[u]).sum(0);
   const RowFragment fragment[2] = {RowFragment(own.steps[0]), RowFragment(own.steps[kUnits - 1])};
   static_assert(kUnits <= 2);
+  float inputs[kUnits];
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(fragment[u]);
 
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
@@ -334,28 +324,25 @@ __device__ PieceSums multiply_packed_by_row(const Stream<Format>& stream, int pi
     if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
     sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
   }
-  return {butterfly(sums), {}};
+  return butterfly(sums);
 }
 
-/// The same for up to 16 rows.
+/// The same for several rows.
 template <WeightType kType, int kUnits, class Format>
-__device__ PieceSums multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
                                              int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int steps = columns / 32;
-  const auto read = [&](int row, int step) {
-    return row < rows && step < steps ? operand.read(row, column + 32 * step) : make_uint4(0, 0, 0, 0);
+  const auto read = [&](int step) {
+    return group < rows && step < steps ? operand.read(group, column + 32 * step) : make_uint4(0, 0, 0, 0);
   };
-  uint4 upper[kUnits][kUnitSteps], lower[kUnits][kUnitSteps];
+  uint4 own[kUnits][kUnitSteps];
 #pragma unroll
-  for (int step = 0; step < kUnits * kUnitSteps; ++step) {
-    upper[step / kUnitSteps][step % kUnitSteps] = read(group, step);
-    lower[step / kUnitSteps][step % kUnitSteps] = read(group + 8, step);
-  }
+  for (int step = 0; step < kUnits * kUnitSteps; ++step) own[step / kUnitSteps][step % kUnitSteps] = read(step);
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
-  float of_class[4][kClasses];
+  float2 of_class[kClasses];
 #pragma unroll
   for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
     uint4 codes[kUnits];
@@ -363,37 +350,31 @@ __device__ PieceSums multiply_packed_by_rows(const Stream<Format>& stream, int p
     for (int u = 0; u < kUnits; ++u) codes[u] = load_codes<kType>(units + u * unit_bytes(kType), load);
 #pragma unroll
     for (int i = 0; i < kStepsInLoad; ++i) {
-      const int step = load * kStepsInLoad + i;
+      const int c = load * kStepsInLoad + i;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const uint4& a = upper[u][step];
-        const uint4& c = lower[u][step];
-        const StepSums inputs = sum_inputs<kType>(a, c);
+        const RowFragment row(own[u][c]);
         std::uint32_t b[4];
         unpack_step<kType>(b, codes[u], i);
         StepSums sums;
-        sums.add(a, c, b);
-        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), step);
-        const float2 terms[2] = {scales.apply({sums.sum(0), sums.sum(1)}, inputs.sum(0)),
-                                 scales.apply({sums.sum(2), sums.sum(3)}, inputs.sum(2))};
+        sums.add(row, b);
+        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), c);
+        const float2 term = scales.apply({sums.sum(0), sums.sum(1)}, sum_inputs<kType>(row));
         const bool is_there = u == 0 || columns > u * kUnitColumns;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float term = j % 2 == 0 ? terms[j / 2].x : terms[j / 2].y;
-          of_class[j][step] = u == 0 ? term : of_class[j][step] + (is_there ? term : 0);
-        }
+        of_class[c] = u == 0 ? term
+                             : float2{of_class[c].x + (is_there ? term.x : 0), of_class[c].y + (is_there ? term.y : 0)};
       }
     }
   }
   stream.release(piece);
-  return {{sum_classes(of_class[0]), sum_classes(of_class[1])}, {sum_classes(of_class[2]), sum_classes(of_class[3])}};
+  return sum_classes(of_class);
 }
 
 // --- the same of inputs in digits ---
 
 /// What a lane adds up of the only row.
 template <WeightType kType, int kUnits, class Format>
-__device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
+__device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
                                      int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kLoads = kUnitSteps / kStepsInLoad;
@@ -438,28 +419,24 @@ __device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, co
 #pragma unroll
   for (int u = 0; u < kUnits; ++u)
     sums = add_group(sums, scales[u], of_unit[u], inputs[u], u == 0 || columns > u * kUnitColumns);
-  return {butterfly(sums), {}};
+  return butterfly(sums);
 }
 
-/// The same for up to 16 rows.
+/// The same for several rows.
 template <WeightType kType, int kUnits, class Format>
-__device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand, int rows,
+__device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand, int rows,
                                      int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int first_step = column / kDigitColumns;
-  const DigitRow own[2] = {operand.row(group), operand.row(group + 8)};
-  const auto has = [&](int half, int step) { return group + 8 * half < rows && kDigitColumns * step < columns; };
-  const auto read = [&](int half, int step) {
-    return has(half, step) ? own[half].read(first_step + step) : LaneDigits{0, 0, 0, 0};
-  };
-  const auto group_of = [&](int half, int step) {
-    return has(half, step) ? own[half].groups[first_step + step] : DigitGroup{0, 0};
-  };
+  const DigitRow row = operand.row(group);
+  const auto has = [&](int step) { return group < rows && kDigitColumns * step < columns; };
+  const auto read = [&](int step) { return has(step) ? row.read(first_step + step) : LaneDigits{0, 0, 0, 0}; };
+  const auto group_of = [&](int step) { return has(step) ? row.groups[first_step + step] : DigitGroup{0, 0}; };
 
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
-  float2 of_class[2][kClasses] = {};  // of the two rows
+  float2 of_class[kClasses] = {};
 #pragma unroll
   for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
     uint4 codes[kUnits];
@@ -471,20 +448,15 @@ __device__ PieceSums multiply_digits(const Stream<Format>& stream, int piece, co
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const int step = u * kUnitSteps + c;
-        const LaneDigits first = read(0, step), second = read(1, step);
         std::uint32_t b[2];
         unpack_step<kType>(b, codes[u], i);
-        const DigitSums sums =
-            multiply_digits({first.x, second.x, first.z, second.z}, {first.y, second.y, first.w, second.w}, b);
-        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), c);
-        const bool is_there = u == 0 || columns > u * kUnitColumns;
-        of_class[0][c] = add_group(of_class[0][c], scales, sums.upper, group_of(0, step), is_there);
-        of_class[1][c] = add_group(of_class[1][c], scales, sums.lower, group_of(1, step), is_there);
+        of_class[c] = add_group(of_class[c], load_scales<kType>(units + u * unit_bytes(kType), c),
+                                multiply_digits(read(step), b), group_of(step), u == 0 || columns > u * kUnitColumns);
       }
     }
   }
   stream.release(piece);
-  return {sum_classes(of_class[0]), sum_classes(of_class[1])};
+  return sum_classes(of_class);
 }
 
 }  // namespace gemma

@@ -1,6 +1,6 @@
 #pragma once
 
-// Matrix products of up to 16 rows with streamed weights.
+// Matrix products of up to 8 rows with streamed weights.
 //
 // A product sums, for each row and output, over pieces of 512 columns in ascending order; within a piece over the eight
 // classes of its steps of 32 columns (decode_piece.cuh). That order is the same for any number of rows, for any number
@@ -180,7 +180,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
           if (!carries.is_there(taken[i])) taken[i] = carries.look(2 * thread + i);
         }
       }
-      PieceSums sums;
+      float2 sums = {0, 0};
       if (operand.are_digits()) {
         if constexpr (Input::kMayBeDigits) {
           const int column = ahead.piece() * kColumns;
@@ -215,8 +215,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
         ahead.advance(slots, kConsumerWarps);
       }
       float* to = scratch + (slot - begin) * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4);
-      if (lane / 4 < kRows) *reinterpret_cast<float2*>(to) = sums.upper;
-      if (kRows > 8) *reinterpret_cast<float2*>(to + 8 * kPieceRows) = sums.lower;
+      if (lane / 4 < kRows) *reinterpret_cast<float2*>(to) = sums;
     }
 
     const bool is_early = begin == 0 && end == handed_on;

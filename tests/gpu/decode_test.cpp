@@ -192,12 +192,13 @@ INSTANTIATE_TEST_SUITE_P(
         kEachTypes),
     name_of_test);
 
-// Up to 16, 32 and 64 rows have kernels of their own; texts begin one after the other, so that a step has any number of
+// Up to 8, 16, 32 and 64 rows have kernels of their own; texts begin one after the other, so that a step has any number of
 // rows up to that of the texts.
 INSTANTIATE_TEST_SUITE_P(
     ManyRows, Decode,
     ::testing::Combine(
         ::testing::Values(
+            Shape{.name = "NineSequences", .heads_per_kv_head = 3, .hidden = 96, .texts = lengths(9, 10, 60)},
             Shape{.name = "SixteenSequences", .texts = lengths(16, 10, 60)},
             Shape{.name = "SeventeenSequences", .texts = lengths(17, 10, 60)},
             Shape{.name = "ThirtyTwoSequences", .head_dim = 48, .kv_heads = 2, .texts = lengths(32, 10, 50)},
@@ -217,6 +218,11 @@ INSTANTIATE_TEST_SUITE_P(
             Shape{.name = "ManyLongRows", .window = 100, .texts = lengths(24, 60, 300)},
             // Two pieces of columns and nine, the last ones shorter; on each multiprocessor several tiles of gate_up
             // and head.
+            Shape{.name = "ManyTilesForTwelveRows",
+                  .hidden = 608,
+                  .intermediate = 4256,
+                  .vocab = 20001,
+                  .texts = lengths(12, 2, 5)},
             Shape{.name = "ManyTilesForTwentyRows",
                   .hidden = 608,
                   .intermediate = 4256,
@@ -238,6 +244,8 @@ TEST(LongTextDecode, CombinesGroupsOfBlocksBeyond1024Keys) {
 
 // Few steps of a tiny model, for tools under which kernels are a hundred times slower.
 TEST(ShortDecode, IsRightForOneSequence) { expect_right({.name = "", .texts = {20}}); }
+
+TEST(ShortDecode, IsRightForTwelveSequences) { expect_right({.name = "", .texts = lengths(12, 2, 5)}); }
 
 TEST(ShortDecode, IsRightForTwentySequences) { expect_right({.name = "", .texts = lengths(20, 2, 5)}); }
 

@@ -127,7 +127,7 @@ TEST_P(QuantisedDevice, GivesTheSameBitsForAnyChunkSize) {
     EXPECT_EQ(first_difference(read(reader, tokens, chunk, 0), expected), "") << "chunk " << chunk;
 }
 
-// One, up to 16, up to 32 and up to 64 rows have decode kernels of their own.
+// One, up to 8, up to 16, up to 32 and up to 64 rows have decode kernels of their own.
 TEST_P(QuantisedDevice, GivesTheSameBitsAloneAndAmongOthers) {
   constexpr int kPrompt = 45, kGenerated = 6;
   const Model model = random_model(config(608, 1120, 64), 57, /*cheap=*/false, types());
@@ -142,7 +142,7 @@ TEST_P(QuantisedDevice, GivesTheSameBitsAloneAndAmongOthers) {
       alone.back().erase(alone.back().begin(), alone.back().begin() + kPrompt);
     }
   }
-  for (const int rows : {2, 16, 17, 40}) {
+  for (const int rows : {2, 9, 16, 17, 40}) {
     Reader reader(gpu(cache()), model, {.context = kPrompt + kGenerated, .sequences = rows});
     std::vector<KvCache::Id> ids;
     for (int i = 0; i < rows; ++i) {
