@@ -37,6 +37,13 @@ bool few_fit(const DecodeModel& model, int rows) {
   });
 }
 
+/// Whether a step of a single row sends messages.
+bool has_messages(const DecodeModel& model) {
+  return few_fit(model, 1) && with_format(model.layer_type, [](auto format) {
+           return sends_messages<decltype(format)>(architecture_of_code(), 1);
+         });
+}
+
 /// What to do about shared memory that is too short.
 std::string advice() {
   const int capability =
@@ -72,10 +79,12 @@ std::size_t deal_out(const DecodeModel& model, unsigned long long* memory, Decod
 
 std::size_t decode_messages_size(const DecodeModel& model) {
   DecodeMessages none{};
-  return deal_out(model, nullptr, none);
+  return has_messages(model) ? deal_out(model, nullptr, none) : 0;
 }
 
-void lay_out_messages(DecodeModel& model, unsigned long long* memory) { deal_out(model, memory, model.messages); }
+void lay_out_messages(DecodeModel& model, unsigned long long* memory) {
+  if (has_messages(model)) deal_out(model, memory, model.messages);
+}
 
 std::size_t decode_exchange_size() {
   return kFirstCarry + static_cast<std::size_t>(multiprocessors()) * kFewRows * kPieceRows;
@@ -96,9 +105,7 @@ int max_decode_rows(const DecodeModel& model) {
 
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream) {
   const bool is_few = few_fit(model, rows);
-  const bool sends = is_few && with_format(model.layer_type, [&](auto format) {
-                       return sends_messages<decltype(format)>(architecture_of_code(), rows);
-                     });
+  const bool sends = rows == 1 && has_messages(model);
   const int carries = is_few ? multiprocessors() * (rows == 1 ? 1 : kFewRows) * kPieceRows : 0;
   if (!sends)
     check_cuda(cudaMemsetAsync(model.exchange, 0, static_cast<std::size_t>(kFirstCarry + carries) * 8, stream));

@@ -144,19 +144,19 @@ struct DecodeModel {
   const int* ring;        ///< [rows]
   const int* page_table;  ///< [rows, max_pages]
 
-  float* residual[2];         ///< [rows, hidden], used in turn
-  __nv_bfloat16* normalized;  ///< [rows, hidden]: the next product's input; for more rows than one
+  float* residual[2];             ///< [rows, hidden], used in turn
+  __nv_bfloat16* normalized;      ///< [rows, hidden]: the next product's input; for more rows than one
   DigitGroup* normalized_groups;  ///< [rows, hidden / 32]: of it, where weights are packed (decode_digits.cuh)
-  int rows_held;              ///< of qkv and projected, which more than kFewRows rows have once for each piece
-  float* qkv;                 ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
-  float* partials;            ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
-  float2* partial_sums;       ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
-  float* group_partials;      ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
-  float2* group_sums;         ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;    ///< [rows, heads * head_dim]: the next product's input
-  float* projected;           ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
-  __nv_bfloat16* activated;   ///< [rows, intermediate]: the next product's input
-  float* logits;              ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  int rows_held;                  ///< of qkv and projected, which more than kFewRows rows have once for each piece
+  float* qkv;                ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
+  float* partials;           ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  float2* partial_sums;      ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
+  float* group_partials;     ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  float2* group_sums;        ///< [rows, heads, max_groups]
+  __nv_bfloat16* attended;   ///< [rows, heads * head_dim]: the next product's input
+  float* projected;          ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
+  __nv_bfloat16* activated;  ///< [rows, intermediate]: the next product's input
+  float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
   DecodeMessages messages;       ///< of a single row, where the kernel sends them
@@ -179,12 +179,12 @@ inline int max_groups(int max_blocks) { return (max_blocks + kBlocksInGroup - 1)
 /// @throws Error if shared memory is too short for a row, or rows are longer than the kernels can hold.
 int max_decode_rows(const DecodeModel& model);
 
-/// Words of 8 bytes that lay_out_messages() deals out, of the present GPU.
+/// Words of 8 bytes that lay_out_messages() deals out, of the present GPU; 0 where no messages are sent.
 /// @param model  as for lay_out_messages()
 std::size_t decode_messages_size(const DecodeModel& model);
 
 /// Gives DecodeModel::messages their places.
-/// @param model   of which hidden, intermediate, heads, kv_heads, head_dim and max_blocks must be set
+/// @param model   of which max_blocks must be set, and what max_decode_rows() takes
 /// @param memory  [decode_messages_size()], aligned to 16 bytes
 void lay_out_messages(DecodeModel& model, unsigned long long* memory);
 
@@ -193,8 +193,8 @@ std::size_t decode_exchange_size();
 
 /// Runs one decode step for *model.row_count rows, each of another sequence: from tokens to logits, keys and values of
 /// the rows' positions appended to the cache.
-/// @param rows  *model.row_count: 1 to max_decode_rows(). One row, and up to 8, 16, 32 and 64, have kernels of their own,
-/// all of which give a row the same bits.
+/// @param rows  *model.row_count: 1 to max_decode_rows(). One row, and up to 8, 16, 32 and 64, have kernels of their
+/// own, all of which give a row the same bits.
 /// @throws Error if a launch fails.
 void launch_decode(const DecodeModel& model, int rows, cudaStream_t stream);
 

@@ -4,9 +4,9 @@
 // weight's code is a byte already, or becomes one with a mask.
 //
 // The numbers of 32 columns, which are one group of weights, share a scale, a power of two that makes the largest of
-// them have 14 bits. Each is two digits to the base 256, both of them signed bytes. What the digits give is put together
-// again in whole numbers, so that nothing is rounded before the sum over the group is. The error of an input is below
-// 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
+// them have 14 bits. Each is two digits to the base 256, both of them signed bytes. What the digits give is put
+// together again in whole numbers, so that nothing is rounded before the sum over the group is. The error of an input
+// is below 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
 //
 // Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step in 16 bytes.
 
@@ -99,7 +99,8 @@ struct DigitOperand {
   __device__ static constexpr bool are_digits() { return true; }
   __device__ const DigitOperand& in_digits() const { return *this; }
   __device__ DigitRow row(int i) const {
-    return {first.digits + static_cast<std::size_t>(i) * pitch, first.groups + static_cast<std::size_t>(i) * group_pitch};
+    return {first.digits + static_cast<std::size_t>(i) * pitch,
+            first.groups + static_cast<std::size_t>(i) * group_pitch};
   }
 };
 

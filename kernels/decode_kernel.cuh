@@ -155,13 +155,12 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       }
       __nv_bfloat16* const to = kRows == 1 ? operand : model.normalized + offset;
       if constexpr (kTakesDigits<Format>) {
-        const DigitRow row = kRows == 1 ? digits.first
-                                        : DigitRow{reinterpret_cast<std::byte*>(to),
-                                                   model.normalized_groups + own_row * group_count};
-        residual.normalize_to_digits(shared, model.norm_eps,
-                                     [&](int column, const FourInUnits& four, const DigitGroup& group) {
-                                       row.put(column, four, group);
-                                     });
+        const DigitRow row =
+            kRows == 1 ? digits.first
+                       : DigitRow{reinterpret_cast<std::byte*>(to), model.normalized_groups + own_row * group_count};
+        residual.normalize_to_digits(
+            shared, model.norm_eps,
+            [&](int column, const FourInUnits& four, const DigitGroup& group) { row.put(column, four, group); });
       } else {
         residual.normalize(shared, model.norm_eps, [&](int column) { return to + operand_order(column); });
       }
@@ -205,11 +204,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
           return digits;
         }
       } else {
-        const bool is_normalized = kind != Kind::kAttentionOut && kind != Kind::kDown;
         const Operand rows_of_kind = kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
                                      : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
                                                                  : Operand{operand, operand_pitch(hidden)};
         const PlainRowOperand only_row{rows_of_kind.rows};
+        [[maybe_unused]] const bool is_normalized = kind != Kind::kAttentionOut && kind != Kind::kDown;
         if constexpr (kTakesDigits<Format> && kRows == 1) {
           return PackedInput<PlainRowOperand, DigitRow>{only_row, digits.first, is_normalized};
         } else if constexpr (kTakesDigits<Format>) {

@@ -5,8 +5,8 @@
 // So many rows' activations fit neither into shared memory beside the stream, nor could they be read from there for
 // every tile in the time that the tile's weights take to arrive. So a block works on panels: one piece of 512 columns
 // of many tiles, one tile after the other. The eight warps hold the rows' activations of these columns in registers,
-// each two of the eight step classes of half the rows (or one of all, if they are no more than 16); each multiplies every
-// tile of the panel by what it holds. What the classes give is added up through shared memory.
+// each two of the eight step classes of half the rows (or one of all, if they are no more than 16); each multiplies
+// every tile of the panel by what it holds. What the classes give is added up through shared memory.
 //
 // Packed weights cost more to make an operand of than to multiply by, so there each warp has one step class of all
 // rows: every weight is unpacked once.
@@ -144,8 +144,8 @@ struct FragmentOperand {
   }
   /// Puts four neighbouring columns in digits. @param column  a multiple of 4
   __device__ void put(int row, int column, const FourInUnits& four, const DigitGroup& group) const {
-    auto* const upper = reinterpret_cast<std::byte*>(
-        fragment(row / kRowsInFragment, column / kDigitColumns * (kDigitColumns / 16)));
+    auto* const upper =
+        reinterpret_cast<std::byte*>(fragment(row / kRowsInFragment, column / kDigitColumns * (kDigitColumns / 16)));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int lane = row % 8 * 4 + (column + i) % 8 / 2;
@@ -213,9 +213,7 @@ class HeldOperand {
  private:
   static constexpr int kHeldSteps = 2 * kHeldClasses;  // the first step of each class, then the second of each
 
-  __device__ static int step(int i) {
-    return kHeldClasses * part() + i % kHeldClasses + kClasses * (i / kHeldClasses);
-  }
+  __device__ static int step(int i) { return kHeldClasses * part() + i % kHeldClasses + kClasses * (i / kHeldClasses); }
 
   template <bool kIsFull>
   __device__ void multiply_steps(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {

@@ -222,7 +222,7 @@ struct PieceWeights {
 /// @return its sums, in all lanes
 template <class Format>
 __device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece,
-                                           const OwnSteps<kPieceSteps / kClasses>& own) {
+                                        const OwnSteps<kPieceSteps / kClasses>& own) {
   static_assert(kPieceSteps == 2 * kClasses);
   const RowFragment first(own.steps[0]), second(own.steps[1]);
   stream.wait_until_full(piece);
@@ -243,7 +243,7 @@ __device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece,
 /// The same for several rows.
 template <class Format>
 __device__ float2 multiply_piece_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
-                                            int column, int columns) {
+                                         int column, int columns) {
   const int group = lane_index() / 4;
   const int steps = columns / 32;
   const auto read = [&](int step) {
@@ -330,7 +330,7 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
 /// The same for several rows.
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
-                                             int column, int columns) {
+                                          int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int steps = columns / 32;
@@ -361,8 +361,8 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
         const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), c);
         const float2 term = scales.apply({sums.sum(0), sums.sum(1)}, sum_inputs<kType>(row));
         const bool is_there = u == 0 || columns > u * kUnitColumns;
-        of_class[c] = u == 0 ? term
-                             : float2{of_class[c].x + (is_there ? term.x : 0), of_class[c].y + (is_there ? term.y : 0)};
+        of_class[c] =
+            u == 0 ? term : float2{of_class[c].x + (is_there ? term.x : 0), of_class[c].y + (is_there ? term.y : 0)};
       }
     }
   }
@@ -375,7 +375,7 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
 /// What a lane adds up of the only row.
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
-                                     int column, int columns) {
+                                  int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kLoads = kUnitSteps / kStepsInLoad;
   const int group = lane_index() / 4;
@@ -425,7 +425,7 @@ __device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const
 /// The same for several rows.
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand, int rows,
-                                     int column, int columns) {
+                                  int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int first_step = column / kDigitColumns;

@@ -92,8 +92,8 @@ GEMMA_HOST_DEVICE inline int output_of(const MatrixShape& shape, int tile, int r
 template <WeightType kType>
 GEMMA_HOST_DEVICE constexpr int column_in_step(int t, int index) {
   // The tensor cores take four pairs of neighbouring columns: pair i is 2t + 8i and the next. In q8, a word of four
-  // bytes has two pairs, each in every other byte; in q4, the even codes of a word are what q8 has in its first word, the
-  // odd ones what it has in its second.
+  // bytes has two pairs, each in every other byte; in q4, the even codes of a word are what q8 has in its first word,
+  // the odd ones what it has in its second.
   const int pair = kType == WeightType::kQ8 ? index / 4 * 2 + index % 2 : index % 2 * 2 + index / 2 % 2;
   const int upper = kType == WeightType::kQ8 ? index / 2 % 2 : index / 4;
   return 2 * t + 8 * pair + upper;

@@ -126,6 +126,7 @@ struct Model {
   std::uint64_t identity =
       0;  ///< differs between models that differ: a hash of the file's header (which has hashes of its tensors)
   std::shared_ptr<const void> storage;  ///< the mapping or the buffers behind the views
+  std::span<const std::byte> mapped;    ///< all of the mapping, if it is one of a file
 };
 
 }  // namespace gemma

@@ -172,6 +172,7 @@ Model load_model(std::span<const std::byte> bytes, const std::string& name) {
 Model load_model(const std::filesystem::path& path) {
   auto file = std::make_shared<const MappedFile>(path);
   Model model = load_model(file->bytes(), path.string());
+  model.mapped = file->bytes();
   model.storage = std::move(file);
   return model;
 }

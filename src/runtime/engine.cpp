@@ -10,6 +10,7 @@
 #include "device/device.h"
 #include "model/check_scales.h"
 #include "model/model_file.h"
+#include "model/read_ahead.h"
 #include "runtime/answer.h"
 #include "runtime/kv_cache.h"
 #include "runtime/scheduler.h"
@@ -182,6 +183,8 @@ Engine::State::State(const EngineOptions& options) {
   }
 
   model = options.model.empty() ? load_demo_model() : load_model(options.model);
+  // A disk works while a GPU's context is made.
+  std::optional<ReadAhead> read_ahead(model.mapped);
   check_scales(model);
   const Config& config = model.config;
   if (options.window > config.window) {
@@ -225,6 +228,7 @@ Engine::State::State(const EngineOptions& options) {
       chunk = std::max(chunk / 2, kShortestChunk);
     }
   }
+  read_ahead.reset();
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
   scheduler.emplace(config, *device, *cache,

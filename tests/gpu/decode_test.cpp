@@ -192,8 +192,8 @@ INSTANTIATE_TEST_SUITE_P(
         kEachTypes),
     name_of_test);
 
-// Up to 8, 16, 32 and 64 rows have kernels of their own; texts begin one after the other, so that a step has any number of
-// rows up to that of the texts.
+// Up to 8, 16, 32 and 64 rows have kernels of their own; texts begin one after the other, so that a step has any number
+// of rows up to that of the texts.
 INSTANTIATE_TEST_SUITE_P(
     ManyRows, Decode,
     ::testing::Combine(

@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <ostream>
 #include <random>
 #include <string>
@@ -15,6 +17,7 @@
 #include <vector>
 
 #include "cuda_error.h"
+#include "decode_digits.cuh"
 #include "device/cuda/handles.h"
 #include "device/cuda/weight_loader.h"
 #include "device/cuda/weight_slabs.h"
@@ -341,6 +344,119 @@ TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
       }
       ASSERT_EQ(next_tile, matrix.tiles()) << matrix.outputs << " x " << matrix.columns << " in " << elements;
     }
+  }
+}
+
+/// One warp makes digits of a row of 256 inputs, and multiplies a unit by them step by step.
+/// @param groups  [8], as they were made
+/// @param sums    [8 steps][8 outputs]
+template <WeightType kType>
+__global__ void digits_kernel(const float* inputs, const std::byte* units, DigitGroup* groups, int* sums) {
+  __shared__ __align__(16) std::byte unit[unit_bytes(kType)];
+  __shared__ __align__(16) std::byte digits[kUnitSteps * kDigitStepBytes];
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < unit_bytes(kType); i += 32) unit[i] = units[i];
+  const DigitRow row{digits, groups};
+  if (lane < kUnitSteps) {
+    const float* const own = inputs + lane * kDigitColumns;
+    unsigned largest = 0;
+    for (int i = 0; i < kDigitColumns; ++i) largest = max(largest, __float_as_uint(own[i]) & 0x7fffffffu);
+    DigitGroup group{digit_scale(largest), 0};
+    FourInUnits all[kDigitColumns / 4];
+    for (int i = 0; i < kDigitColumns; ++i) all[i / 4].values[i % 4] = in_units_of(group.scale, own[i]);
+    for (const FourInUnits& four : all) group.sum += static_cast<float>(four.sum());
+    for (int i = 0; i < kDigitColumns / 4; ++i) row.put(lane * kDigitColumns + 4 * i, all[i], group);
+  }
+  __syncwarp();
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+#pragma unroll
+  for (int step = 0; step < kUnitSteps; ++step) {
+    std::uint32_t b[2];
+    unpack_step<kType>(b, load_codes<kType>(unit, step / kStepsInLoad), step % kStepsInLoad);
+    const int2 two = multiply_digits(row.read(step), b);
+    if (lane >= 4) continue;  // whose rows of the operand are the same
+    sums[step * kPieceRows + 2 * lane] = two.x;
+    sums[step * kPieceRows + 2 * lane + 1] = two.y;
+  }
+}
+
+class Digits : public ::testing::TestWithParam<WeightType> {
+ protected:
+  struct Found {
+    std::vector<DigitGroup> groups;
+    std::vector<int> sums;
+  };
+  Found multiply(const std::vector<float>& inputs) {
+    const Memory<float> in(inputs);
+    const Memory<std::byte> units = packed(matrix_, of_, stream_);
+    const Memory<DigitGroup> groups(kUnitSteps);
+    const Memory<int> sums(kUnitSteps * kPieceRows);
+    const auto kernel = of_.type == WeightType::kQ8 ? digits_kernel<WeightType::kQ8> : digits_kernel<WeightType::kQ4>;
+    launch_kernel(kernel, 1, 32, stream_, in.data(), units.data(), groups.data(), sums.data());
+    return {groups.download(), sums.download()};
+  }
+  int code(int output, int column) const {
+    const Matrix& matrix = matrix_.host();
+    if (of_.type == WeightType::kQ8) return matrix.q8.codes[z(output) * kUnitColumns + z(column)];
+    const int in_group = column % kGroupColumns;
+    const std::size_t group = z(output) * kUnitSteps + z(column / kGroupColumns);
+    const int two = matrix.q4.codes[group * (kGroupColumns / 2) + z(in_group % (kGroupColumns / 2))];
+    return in_group < kGroupColumns / 2 ? two & 15 : two >> 4;
+  }
+
+  const Case of_{GetParam(), kPieceRows, kUnitColumns};
+  const RandomMatrix matrix_{of_};
+  const cuda::Stream stream_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Of, Digits, ::testing::Values(WeightType::kQ8, WeightType::kQ4),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST_P(Digits, HoldInputsTo14BitsOfTheLargestAndMultiplyExactly) {
+  std::mt19937 random(11);
+  std::vector<float> inputs(kUnitColumns);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const float magnitude = std::ldexp(1.0f, static_cast<int>(i / kDigitColumns) * 12 - 44);  // 2^-44 to 2^40
+    inputs[i] = magnitude * (static_cast<float>(random() % 20001) - 10000) / 10000;
+  }
+  // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
+  inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
+  inputs[4 * kDigitColumns + 31] = 1e15f;
+  const Found found = multiply(inputs);
+  for (int step = 0; step < kUnitSteps; ++step) {
+    const DigitGroup& group = found.groups[z(step)];
+    const auto own = inputs.begin() + step * kDigitColumns;
+    float largest = 0;
+    for (int i = 0; i < kDigitColumns; ++i) largest = std::max(largest, std::abs(own[i]));
+    EXPECT_GE(largest / group.scale, 1 << 13);
+    EXPECT_LT(largest / group.scale, 1 << 14);
+    int whole[kDigitColumns], sum = 0;
+    for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / group.scale));
+    EXPECT_EQ(group.sum, static_cast<float>(sum));
+    for (int output = 0; output < kPieceRows; ++output) {
+      int expected = 0;
+      for (int i = 0; i < kDigitColumns; ++i) expected += whole[i] * code(output, step * kDigitColumns + i);
+      EXPECT_EQ(found.sums[z(step * kPieceRows + output)], expected) << "step " << step << ", output " << output;
+    }
+  }
+}
+
+TEST_P(Digits, OfNothingAreZerosAndOfWhatIsNotFiniteNoNumbers) {
+  std::vector<float> inputs(kUnitColumns, 0.0f);
+  inputs[1 * kDigitColumns] = std::numeric_limits<float>::infinity();
+  inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
+  inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
+  inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
+  inputs[5 * kDigitColumns + 7] = std::numeric_limits<float>::max();
+  const Found found = multiply(inputs);
+  for (int step = 0; step < kUnitSteps; ++step) {
+    const bool is_finite = step < 1 || step > 3;
+    EXPECT_EQ(std::isfinite(found.groups[z(step)].scale), is_finite) << "step " << step;
+    if (!is_finite) continue;
+    EXPECT_GE(found.groups[z(step)].scale, std::numeric_limits<float>::min());
+    const float sum = found.groups[z(step)].sum;
+    EXPECT_EQ(sum, step == 5 ? 16384 : 0) << "step " << step;
+    EXPECT_EQ(found.sums[z(step * kPieceRows)], static_cast<int>(sum) * code(0, step * kDigitColumns + 7));
   }
 }
 

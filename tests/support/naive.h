@@ -47,8 +47,8 @@ enum class RoundedInputs {
 struct Departures {
   KvType cache = KvType::kF32;  ///< any other: keys and values are rounded to it
   RoundedInputs rounded_inputs = RoundedInputs::kNone;
-  double norm_offset = 1;       ///< what RMSNorm adds to its weights
-  int query_shift = 0;          ///< positions by which the rotation of queries runs ahead of that of keys
+  double norm_offset = 1;  ///< what RMSNorm adds to its weights
+  int query_shift = 0;     ///< positions by which the rotation of queries runs ahead of that of keys
 };
 
 struct Answer {

@@ -72,7 +72,8 @@ struct Sizes {
     return 8 * rope + 4 * prompt_inputs + 4 * (x + projected + scratch) +
            2 * (unpacked + normed + q + 2 * kv + attended + activated) + kv_codes + 4 * kv_scales + 2 * kv_expanded +
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
-           2 * (decode_normalized + decode_attended + decode_activated) + 8 * (decode_groups + decode_exchange + decode_messages) +
+           2 * (decode_normalized + decode_attended + decode_activated) +
+           8 * (decode_groups + decode_exchange + decode_messages) +
            4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
@@ -95,30 +96,26 @@ std::size_t unpacked_size(const Config& config, WeightTypes types) {
       {elements(config.qkv_size(), config.hidden_size), std::min(largest, kSlabBytes / 2), least_slab(widest)});
 }
 
-/// What decode kernels know of a model's shape.
-DecodeModel decode_shape(const Config& config) {
+/// What decode kernels are chosen by.
+DecodeModel decode_shape(const Config& config, WeightTypes types, KvType kv_type) {
   DecodeModel m{};
   m.hidden = config.hidden_size;
   m.intermediate = config.intermediate_size;
   m.heads = config.heads;
   m.kv_heads = config.kv_heads;
   m.head_dim = config.head_dim;
-  return m;
-}
-
-/// How many rows one launch can decode.
-int decode_rows_of_launch(const Config& config, WeightTypes types, const KvLayout& kv) {
-  DecodeModel m = decode_shape(config);
   m.layer_type = types.layers;
-  m.kv_type = kv.type;
-  return max_decode_rows(m);
+  m.head_type = types.embed;
+  m.kv_type = kv_type;
+  return m;
 }
 
 Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& options, const Gemm& gemm) {
   const KvLayout& kv = options.kv;
   Sizes s{};
   s.decode_rows = std::max(kv.rings, std::min(options.max_rows, kMaxDecodeRows));
-  s.group_rows = std::min(decode_rows_of_launch(config, types, kv), kv.rings);
+  DecodeModel shape = decode_shape(config, types, kv.type);
+  s.group_rows = std::min(max_decode_rows(shape), kv.rings);
   s.max_pages = ceil_div(kv.context, kPagePositions);
   s.max_blocks = s.max_pages + 1;
   s.groups_of_blocks = max_groups(s.max_blocks);
@@ -162,7 +159,6 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
   s.decode_groups = s.decode_normalized / kGroupColumns;
   s.decode_attended = whole_tiles * size(config.query_size());
   s.decode_activated = whole_tiles * size(config.intermediate_size);
-  DecodeModel shape = decode_shape(config);
   shape.max_blocks = s.max_blocks;
   s.decode_messages = decode_messages_size(shape);
   s.partial_sums = heads * size(s.max_blocks);
@@ -319,7 +315,7 @@ int* CudaDevice::decode_tokens() const { return decode_inputs_.data() + decode_r
 int* CudaDevice::decode_positions() const { return decode_tokens() + decode_rows_ + logit_rows_; }
 
 DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
-  DecodeModel m = decode_shape(config_);
+  DecodeModel m = decode_shape(config_, weights_.types(), layout_.type);
   m.vocab = config_.vocab_size;
   m.layers = config_.layer_count();
   m.local_layers = config_.local_layer_count();
@@ -335,9 +331,6 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.final_softcap = config_.final_softcap.value_or(0.0f);
 
   m.layer = decode_layers_.data();
-  m.layer_type = weights_.types().layers;
-  m.head_type = weights_.types().embed;
-  m.kv_type = layout_.type;
   m.embed = weights_.embed();
   m.head = weights_.head();
   m.final_norm = weights_.final_norm();

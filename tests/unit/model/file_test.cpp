@@ -1,5 +1,7 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -10,6 +12,7 @@
 #include "model/hash.h"
 #include "model/input_file.h"
 #include "model/mapped_file.h"
+#include "model/read_ahead.h"
 #include "support/error_text.h"
 #include "support/temporary_directory.h"
 
@@ -27,6 +30,35 @@ TEST(MappedFile, ShowsTheBytesOfTheFile) {
   std::ofstream(directory / "file") << "four";
   const MappedFile file(directory / "file");
   EXPECT_EQ(std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()), "four");
+}
+
+TEST(ReadAhead, BringsAFileIntoMemoryThatNobodyHasTouched) {
+  const TemporaryDirectory directory;
+  constexpr std::size_t kBytes = (std::size_t{20} << 20) + 5;
+  std::ofstream(directory / "file") << std::string(kBytes, 'x');
+  // The system may keep the pages all the same: then there is nothing to see.
+  const FileDescriptor descriptor(::open((directory / "file").c_str(), O_RDONLY));
+  ::fsync(descriptor.get());
+  ::posix_fadvise(descriptor.get(), 0, 0, POSIX_FADV_DONTNEED);
+  const MappedFile file(directory / "file");
+  ReadAhead(file.bytes()).finish();
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> is_there((kBytes + page - 1) / page);
+  // What was asked for takes a while to come.
+  for (int patience = 500; patience > 0; --patience) {
+    ASSERT_EQ(::mincore(const_cast<std::byte*>(file.bytes().data()), kBytes, is_there.data()), 0);
+    if (std::all_of(is_there.begin(), is_there.end(), [](unsigned char of_page) { return (of_page & 1) != 0; })) return;
+    ::usleep(10'000);
+  }
+  FAIL() << "pages are missing";
+}
+
+TEST(ReadAhead, LetsGoWhenItIsNotWanted) {
+  const TemporaryDirectory directory;
+  std::ofstream(directory / "file") << "four";
+  const MappedFile file(directory / "file");
+  for (int i = 0; i < 100; ++i) ReadAhead{file.bytes()};
+  ReadAhead{{}};
 }
 
 TEST(MappedFile, RefusesWhatIsNotAFileWithContents) {
