@@ -34,7 +34,7 @@ __device__ inline float digit_scale(unsigned largest_bits) {
   return __uint_as_float(exponent - 13 * kExponent);
 }
 
-/// A number in units of a scale.
+/// A number in units of a scale; in units of NaN, any.
 __device__ inline int in_units_of(float scale, float x) {
   // The inverse of a power of two.
   return __float2int_rn(__fmul_rn(x, __uint_as_float(0x7f000000u - __float_as_uint(scale))));
@@ -44,7 +44,12 @@ __device__ inline int in_units_of(float scale, float x) {
 struct FourInUnits {
   int values[4];
 
-  __device__ int sum() const { return values[0] + values[1] + values[2] + values[3]; }
+  /// Without a sign, since in units of NaN it may be too large for one.
+  __device__ unsigned sum() const {
+    unsigned sum = 0;
+    for (const int value : values) sum += static_cast<unsigned>(value);
+    return sum;
+  }
 };
 
 /// Where a number's digits lie among those that a lane has of a step.
@@ -53,7 +58,9 @@ __device__ inline int digit_byte(int column) {
   const int index = index_in_lane<WeightType::kQ8>(column % kDigitColumns);
   return index / 4 * 8 + index % 4;
 }
-__device__ inline std::byte upper_digit(int value) { return static_cast<std::byte>((value + 128) >> 8); }
+__device__ inline std::byte upper_digit(int value) {
+  return static_cast<std::byte>((static_cast<unsigned>(value) + 128) >> 8);
+}
 __device__ inline std::byte lower_digit(int value) { return static_cast<std::byte>(value); }
 
 /// What the digits of a sum give together.

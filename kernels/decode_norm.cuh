@@ -131,10 +131,10 @@ class ResidualRow {
       const float unit_of_group = digit_scale(largest);
       const auto in_units = [&](float value) { return in_units_of(unit_of_group, value); };
       const FourInUnits four{{in_units(x.x), in_units(x.y), in_units(x.z), in_units(x.w)}};
-      int sum = four.sum();
+      unsigned sum = four.sum();
 #pragma unroll
       for (int offset = 1; offset < kDigitColumns / 4; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-      if (is_there) put(4 * unit, four, DigitGroup{unit_of_group, static_cast<float>(sum)});
+      if (is_there) put(4 * unit, four, DigitGroup{unit_of_group, static_cast<float>(static_cast<int>(sum))});
     }
   }
 

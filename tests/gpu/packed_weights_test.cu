@@ -364,7 +364,9 @@ __global__ void digits_kernel(const float* inputs, const std::byte* units, Digit
     DigitGroup group{digit_scale(largest), 0};
     FourInUnits all[kDigitColumns / 4];
     for (int i = 0; i < kDigitColumns; ++i) all[i / 4].values[i % 4] = in_units_of(group.scale, own[i]);
-    for (const FourInUnits& four : all) group.sum += static_cast<float>(four.sum());
+    unsigned sum = 0;
+    for (const FourInUnits& four : all) sum += four.sum();
+    group.sum = static_cast<float>(static_cast<int>(sum));
     for (int i = 0; i < kDigitColumns / 4; ++i) row.put(lane * kDigitColumns + 4 * i, all[i], group);
   }
   __syncwarp();
