@@ -7,6 +7,7 @@
 // butterfly over lanes does it (sum_classes). Of weights in bf16, a class is one chain of accumulation for the even and
 // one for the odd 16 columns of both steps, added up. Of quantised weights, a step is a group: its codes' products have
 // two such chains of their own, the sum is scaled (GroupScales), and a class is the sum of both steps.
+// With inputs in digits (decode_digits.cuh), a step's products are whole numbers, exact in any order.
 //
 // With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
 // class's steps alone, and takes what it has multiplied by the weights of these steps. With more rows, each row's lanes
@@ -372,10 +373,10 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
 
 // --- the same of inputs in digits ---
 
-/// What a lane adds up of the only row.
+/// The product of a piece of packed weights and the only row.
 template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
-                                  int column, int columns) {
+__device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
+                                           int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kLoads = kUnitSteps / kStepsInLoad;
   const int group = lane_index() / 4;
@@ -424,8 +425,8 @@ __device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const
 
 /// The same for several rows.
 template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand, int rows,
-                                  int column, int columns) {
+__device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand,
+                                           int rows, int column, int columns) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int first_step = column / kDigitColumns;

@@ -184,8 +184,8 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
       if (operand.are_digits()) {
         if constexpr (Input::kMayBeDigits) {
           const int column = ahead.piece() * kColumns;
-          sums = multiply_digits<kType, kColumns / kUnitColumns>(shared.stream, next_piece + slot, operand.in_digits(),
-                                                                 rows, column, columns_from(column));
+          sums = multiply_piece_by_digits<kType, kColumns / kUnitColumns>(
+              shared.stream, next_piece + slot, operand.in_digits(), rows, column, columns_from(column));
           ahead.advance(slots, kConsumerWarps);
         }
       } else if constexpr (!Input::kMayBeBf16) {
