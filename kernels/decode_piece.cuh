@@ -281,10 +281,31 @@ __device__ float sum_inputs(const RowFragment& row) {
   return sums.sum(0);
 }
 
+/// A piece's weights as a lane needs them for the only row: all codes, and what those of its own class are scaled by.
+template <WeightType kType, int kUnits>
+struct OnlyRowWeights {
+  static constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+
+  uint4 codes[kUnits][kUnitSteps / kStepsInLoad];
+  GroupScales<kType> scales[kUnits];
+
+  __device__ explicit OnlyRowWeights(const std::byte* units) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const std::byte* const unit = units + u * unit_bytes(kType);
+#pragma unroll
+      for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) codes[u][load] = load_codes<kType>(unit, load);
+      scales[u] = load_scales<kType>(unit, lane_index() / 4);
+    }
+  }
+  template <int kWords>
+  __device__ void unpack(std::uint32_t (&b)[kWords], int unit, int step) const {
+    unpack_step<kType>(b, codes[unit][step / kStepsInLoad], step % kStepsInLoad);
+  }
+};
+
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
-  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
-  constexpr int kLoads = kUnitSteps / kStepsInLoad;
   const int group = lane_index() / 4;
   const RowFragment fragment[2] = {RowFragment(own.steps[0]), RowFragment(own.steps[kUnits - 1])};
   static_assert(kUnits <= 2);
@@ -293,16 +314,7 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
   for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(fragment[u]);
 
   stream.wait_until_full(piece);
-  const std::byte* const units = stream.bytes(piece);
-  uint4 codes[kUnits][kLoads];
-  GroupScales<kType> scales[kUnits];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    const std::byte* const unit = units + u * unit_bytes(kType);
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) codes[u][load] = load_codes<kType>(unit, load);
-    scales[u] = load_scales<kType>(unit, group);
-  }
+  const OnlyRowWeights<kType, kUnits> weights(stream.bytes(piece));
   stream.release(piece);
 
   float2 of_unit[kUnits] = {};
@@ -311,7 +323,7 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       std::uint32_t b[4];
-      unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
+      weights.unpack(b, u, step);
       // Only one row has the activations that this step's codes belong to.
       StepSums step_sums;
       step_sums.add(fragment[u], b);
@@ -321,7 +333,7 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
   float2 sums = {0, 0};
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
-    float2 term = scales[u].apply(of_unit[u], inputs[u]);
+    float2 term = weights.scales[u].apply(of_unit[u], inputs[u]);
     if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
     sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
   }
@@ -377,8 +389,6 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
                                            int column, int columns) {
-  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
-  constexpr int kLoads = kUnitSteps / kStepsInLoad;
   const int group = lane_index() / 4;
   // As in multiply_packed_by_row, a lane holds the inputs of its own class's steps.
   LaneDigits own[kUnits];
@@ -392,16 +402,7 @@ __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int pie
   }
 
   stream.wait_until_full(piece);
-  const std::byte* const units = stream.bytes(piece);
-  uint4 codes[kUnits][kLoads];
-  GroupScales<kType> scales[kUnits];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    const std::byte* const unit = units + u * unit_bytes(kType);
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) codes[u][load] = load_codes<kType>(unit, load);
-    scales[u] = load_scales<kType>(unit, group);
-  }
+  const OnlyRowWeights<kType, kUnits> weights(stream.bytes(piece));
   stream.release(piece);
 
   int2 of_unit[kUnits] = {};
@@ -410,7 +411,7 @@ __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int pie
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       std::uint32_t b[2];
-      unpack_step<kType>(b, codes[u][step / kStepsInLoad], step % kStepsInLoad);
+      weights.unpack(b, u, step);
       const int2 sums = multiply_digits(own[u], b);
       // Only one row has the inputs that this step's codes belong to.
       if (step == 0 || group == step) of_unit[u] = sums;
@@ -419,7 +420,7 @@ __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int pie
   float2 sums = {0, 0};
 #pragma unroll
   for (int u = 0; u < kUnits; ++u)
-    sums = add_group(sums, scales[u], of_unit[u], inputs[u], u == 0 || columns > u * kUnitColumns);
+    sums = add_group(sums, weights.scales[u], of_unit[u], inputs[u], u == 0 || columns > u * kUnitColumns);
   return butterfly(sums);
 }
 
