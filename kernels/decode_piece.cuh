@@ -340,22 +340,11 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
   return butterfly(sums);
 }
 
-/// The same for several rows.
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
-                                          int column, int columns) {
+/// For several rows: calls visit(unit, class, codes of the step, what they are scaled by) for all steps of a piece.
+/// @tparam kWords  of a step's codes: 4 in bf16, 2 as bytes
+template <WeightType kType, int kUnits, int kWords, class Visit>
+__device__ void each_step(const std::byte* units, const Visit& visit) {
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
-  const int group = lane_index() / 4;
-  const int steps = columns / 32;
-  const auto read = [&](int step) {
-    return group < rows && step < steps ? operand.read(group, column + 32 * step) : make_uint4(0, 0, 0, 0);
-  };
-  uint4 own[kUnits][kUnitSteps];
-#pragma unroll
-  for (int step = 0; step < kUnits * kUnitSteps; ++step) own[step / kUnitSteps][step % kUnitSteps] = read(step);
-  stream.wait_until_full(piece);
-  const std::byte* const units = stream.bytes(piece);
-  float2 of_class[kClasses];
 #pragma unroll
   for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
     uint4 codes[kUnits];
@@ -366,19 +355,38 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
       const int c = load * kStepsInLoad + i;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const RowFragment row(own[u][c]);
-        std::uint32_t b[4];
+        std::uint32_t b[kWords];
         unpack_step<kType>(b, codes[u], i);
+        visit(u, c, b, load_scales<kType>(units + u * unit_bytes(kType), c));
+      }
+    }
+  }
+}
+
+/// The same for several rows.
+template <WeightType kType, int kUnits, class Format>
+__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
+                                          int column, int columns) {
+  const int group = lane_index() / 4;
+  const int steps = columns / 32;
+  const auto read = [&](int step) {
+    return group < rows && step < steps ? operand.read(group, column + 32 * step) : make_uint4(0, 0, 0, 0);
+  };
+  uint4 own[kUnits][kUnitSteps];
+#pragma unroll
+  for (int step = 0; step < kUnits * kUnitSteps; ++step) own[step / kUnitSteps][step % kUnitSteps] = read(step);
+  stream.wait_until_full(piece);
+  float2 of_class[kClasses];
+  each_step<kType, kUnits, 4>(
+      stream.bytes(piece), [&](int u, int c, const std::uint32_t(&b)[4], const GroupScales<kType>& scales) {
+        const RowFragment row(own[u][c]);
         StepSums sums;
         sums.add(row, b);
-        const GroupScales<kType> scales = load_scales<kType>(units + u * unit_bytes(kType), c);
         const float2 term = scales.apply({sums.sum(0), sums.sum(1)}, sum_inputs<kType>(row));
         const bool is_there = u == 0 || columns > u * kUnitColumns;
         of_class[c] =
             u == 0 ? term : float2{of_class[c].x + (is_there ? term.x : 0), of_class[c].y + (is_there ? term.y : 0)};
-      }
-    }
-  }
+      });
   stream.release(piece);
   return sum_classes(of_class);
 }
@@ -428,7 +436,6 @@ __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int pie
 template <WeightType kType, int kUnits, class Format>
 __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand,
                                            int rows, int column, int columns) {
-  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   const int group = lane_index() / 4;
   const int first_step = column / kDigitColumns;
   const DigitRow row = operand.row(group);
@@ -437,26 +444,13 @@ __device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int pie
   const auto group_of = [&](int step) { return has(step) ? row.groups[first_step + step] : DigitGroup{0, 0}; };
 
   stream.wait_until_full(piece);
-  const std::byte* const units = stream.bytes(piece);
   float2 of_class[kClasses] = {};
-#pragma unroll
-  for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
-    uint4 codes[kUnits];
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) codes[u] = load_codes<kType>(units + u * unit_bytes(kType), load);
-#pragma unroll
-    for (int i = 0; i < kStepsInLoad; ++i) {
-      const int c = load * kStepsInLoad + i;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        const int step = u * kUnitSteps + c;
-        std::uint32_t b[2];
-        unpack_step<kType>(b, codes[u], i);
-        of_class[c] = add_group(of_class[c], load_scales<kType>(units + u * unit_bytes(kType), c),
-                                multiply_digits(read(step), b), group_of(step), u == 0 || columns > u * kUnitColumns);
-      }
-    }
-  }
+  each_step<kType, kUnits, 2>(stream.bytes(piece),
+                              [&](int u, int c, const std::uint32_t(&b)[2], const GroupScales<kType>& scales) {
+                                const int step = u * kUnitSteps + c;
+                                of_class[c] = add_group(of_class[c], scales, multiply_digits(read(step), b),
+                                                        group_of(step), u == 0 || columns > u * kUnitColumns);
+                              });
   stream.release(piece);
   return sum_classes(of_class);
 }

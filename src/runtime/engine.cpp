@@ -184,7 +184,8 @@ Engine::State::State(const EngineOptions& options) {
 
   model = options.model.empty() ? load_demo_model() : load_model(options.model);
   // A disk works while a GPU's context is made.
-  std::optional<ReadAhead> read_ahead(model.mapped);
+  std::optional<ReadAhead> read_ahead;
+  if (!model.mapped.empty()) read_ahead.emplace(model.mapped);
   check_scales(model);
   const Config& config = model.config;
   if (options.window > config.window) {
