@@ -5,10 +5,13 @@
 //
 // The numbers of 32 columns, which are one group of weights, share a scale, a power of two that makes the largest of
 // them have 14 bits. Each is two digits to the base 256, both of them signed bytes. What the digits give is put
-// together again in whole numbers, so that nothing is rounded before the sum over the group is. The error of an input
-// is below 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
+// together again exactly, so that nothing is rounded before the sum over the group is. The error of an input is below
+// 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
 //
 // Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step in 16 bytes.
+// Normalised rows are made of digits once, by whoever normalises them. What other products and attention leave is in
+// bf16, since nobody knows the largest of 32 numbers when they are made: each warp makes digits of what it multiplies
+// by.
 
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +26,10 @@ inline constexpr int kDigitColumns = kGroupColumns;
 inline constexpr int kDigitStepBytes = 2 * kDigitColumns;
 static_assert(kDigitColumns == 32);
 
+/// The middle of the float32 that are whole numbers one apart: 1.5 * 2^23. What is added to it is found in the last
+/// bits.
+inline constexpr float kMiddle = 12582912.0f;
+
 /// The scale of 32 numbers.
 /// @param largest_bits  of the largest magnitude
 /// @return NaN if one of them is not finite
@@ -34,100 +41,137 @@ __device__ inline float digit_scale(unsigned largest_bits) {
   return __uint_as_float(exponent - 13 * kExponent);
 }
 
-/// A number in units of a scale; in units of NaN, any.
-__device__ inline int in_units_of(float scale, float x) {
+/// A number in units of a scale, plus 128, in the lower two bytes of a float32 that is 1.5 * 2^23 more; in units of
+/// NaN, anything.
+__device__ inline std::uint32_t in_units_of(float scale, float x) {
   // The inverse of a power of two.
-  return __float2int_rn(__fmul_rn(x, __uint_as_float(0x7f000000u - __float_as_uint(scale))));
+  return __float_as_uint(fmaf(x, __uint_as_float(0x7f000000u - __float_as_uint(scale)), kMiddle + 128.0f));
+}
+/// The sum of some of them, without what was added to each.
+template <int kCount>
+__device__ int sum_in_units(const std::uint32_t (&numbers)[kCount]) {
+  unsigned sum = 0;  // in units of NaN, too large for one with a sign
+  for (const std::uint32_t number : numbers) sum += number;
+  return static_cast<int>(sum - kCount * __float_as_uint(kMiddle + 128.0f));
 }
 
-/// Four neighbouring numbers in units of their group's scale.
-struct FourInUnits {
-  int values[4];
-
-  /// Without a sign, since in units of NaN it may be too large for one.
-  __device__ unsigned sum() const {
-    unsigned sum = 0;
-    for (const int value : values) sum += static_cast<unsigned>(value);
-    return sum;
-  }
+/// The digits of the four numbers that a lane feeds to the tensor cores for 16 columns, in the order of
+/// column_in_step(): of columns 2t, 2t + 8, 2t + 1 and 2t + 9.
+struct FourDigits {
+  std::uint32_t upper, lower;
 };
 
-/// Where a number's digits lie among those that a lane has of a step.
-/// @return  the byte of the upper one; the lower one lies four bytes behind
-__device__ inline int digit_byte(int column) {
-  const int index = index_in_lane<WeightType::kQ8>(column % kDigitColumns);
-  return index / 4 * 8 + index % 4;
+/// @param pairs  of numbers from in_units_of(), each two in the halves of a word: columns 2t and 2t + 1, then 2t + 8
+/// and 2t + 9
+__device__ inline FourDigits digits_of(std::uint32_t first_pair, std::uint32_t second_pair) {
+  return {__byte_perm(first_pair, second_pair, 0x7351), __byte_perm(first_pair, second_pair, 0x6240) ^ 0x80808080u};
 }
-__device__ inline std::byte upper_digit(int value) {
-  return static_cast<std::byte>((static_cast<unsigned>(value) + 128) >> 8);
+__device__ inline std::uint32_t pair_of(std::uint32_t first, std::uint32_t second) {
+  return __byte_perm(first, second, 0x5410);
 }
-__device__ inline std::byte lower_digit(int value) { return static_cast<std::byte>(value); }
 
-/// What the digits of a sum give together.
-__device__ inline int join_digits(int upper, int lower) { return upper * 256 + lower; }
+/// The digits of a step's numbers where each thread has a unit of four neighbouring columns, and neighbouring threads
+/// have neighbouring units: by all lanes of a warp. Where they belong, DigitPlace says.
+__device__ inline FourDigits exchange_digits(const std::uint32_t (&numbers)[4]) {
+  const bool is_second = (threadIdx.x & 2) != 0;  // 8 columns behind what the lane across has
+  const std::uint32_t low = pair_of(numbers[0], numbers[1]), high = pair_of(numbers[2], numbers[3]);
+  const std::uint32_t kept = is_second ? high : low;
+  const std::uint32_t given = __shfl_xor_sync(~0u, is_second ? low : high, 2);
+  return is_second ? digits_of(given, kept) : digits_of(kept, given);
+}
 
-/// What a lane feeds to the tensor cores for 32 columns of a row: of its first four columns, in the order of
-/// column_in_step(), the upper digits and then the lower ones; the same of the others.
+/// Where the digits that exchange_digits() gives for a unit of four columns lie.
+struct DigitPlace {
+  int step, lane;
+  int half;  // of the lane's digits of the step
+
+  __device__ explicit DigitPlace(int unit)
+      : step(unit / (kDigitColumns / 4)), lane(unit % 2 * 2 + unit / 2 % 2), half(unit / 4 % 2) {}
+  /// Whether the unit is the first of its group.
+  __device__ static bool is_first(int unit) { return unit % (kDigitColumns / 4) == 0; }
+};
+
+/// What a lane feeds to the tensor cores for 32 columns of a row: the digits of its first four columns, upper ones
+/// first, and of the others. As many bytes as in bf16, in the place of the same columns (operand_order()).
 using LaneDigits = uint4;
+
+/// Makes digits of what a lane feeds to the tensor cores for 32 columns in bf16; by whole warps, of which four lanes t
+/// have a row's columns.
+/// @return what they have in common
+/// @tparam kHasSum  whether the group's sum is wanted; else it is 0
+template <bool kHasSum>
+__device__ DigitGroup make_digits(uint4& step) {
+  constexpr std::uint32_t kMagnitudes = 0x7fff7fffu;
+  // Of numbers without a sign, what is not finite is largest.
+  std::uint32_t two = __vmaxu2(__vmaxu2(step.x & kMagnitudes, step.y & kMagnitudes),
+                               __vmaxu2(step.z & kMagnitudes, step.w & kMagnitudes));
+  two = __vmaxu2(two, __shfl_xor_sync(~0u, two, 1));
+  two = __vmaxu2(two, __shfl_xor_sync(~0u, two, 2));
+  const float scale = digit_scale(max(two & 0xffff0000u, two << 16));
+  const std::uint32_t words[4] = {step.x, step.y, step.z, step.w};
+  std::uint32_t numbers[8];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    numbers[2 * i] = in_units_of(scale, low_half(words[i]));
+    numbers[2 * i + 1] = in_units_of(scale, high_half(words[i]));
+  }
+  const FourDigits first = digits_of(pair_of(numbers[0], numbers[1]), pair_of(numbers[2], numbers[3]));
+  const FourDigits others = digits_of(pair_of(numbers[4], numbers[5]), pair_of(numbers[6], numbers[7]));
+  step = {first.upper, first.lower, others.upper, others.lower};
+  int sum = 0;
+  if constexpr (kHasSum) {
+    unsigned all = static_cast<unsigned>(sum_in_units(numbers));
+    all += __shfl_xor_sync(~0u, all, 1);
+    all += __shfl_xor_sync(~0u, all, 2);
+    sum = static_cast<int>(all);
+  }
+  return {scale, static_cast<float>(sum)};
+}
 
 /// One row of a product's input, in shared or in global memory.
 struct DigitRow {
-  static constexpr bool kMayBeBf16 = false, kMayBeDigits = true;
-
   std::byte* digits;   ///< [columns / 32, 4 lanes] of LaneDigits
   DigitGroup* groups;  ///< [columns / 32]
 
-  /// @param column  the first of four: a multiple of 4
-  __device__ void put(int column, const FourInUnits& four, const DigitGroup& group) const {
-    std::byte* const step = digits + column / kDigitColumns * kDigitStepBytes;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      std::byte* const to = step + (column + i) % 8 / 2 * 16 + digit_byte(column + i);
-      to[0] = upper_digit(four.values[i]);
-      to[4] = lower_digit(four.values[i]);
-    }
-    if (column % kDigitColumns == 0) groups[column / kDigitColumns] = group;
-  }
-  __device__ static constexpr bool are_digits() { return true; }
-  __device__ const DigitRow& in_digits() const { return *this; }
-  __device__ LaneDigits read(int step) const {
-    return *reinterpret_cast<const LaneDigits*>(digits + step * kDigitStepBytes + threadIdx.x % 4 * 16);
+  /// @param unit  of four columns, as for exchange_digits()
+  __device__ void put(int unit, const FourDigits& four, const DigitGroup& group) const {
+    const DigitPlace place(unit);
+    *reinterpret_cast<uint2*>(digits + place.step * kDigitStepBytes + place.lane * 16 + place.half * 8) = {four.upper,
+                                                                                                           four.lower};
+    if (DigitPlace::is_first(unit)) groups[place.step] = group;
   }
 };
 
-/// Rows of a product's input.
-struct DigitOperand {
-  static constexpr bool kMayBeBf16 = false, kMayBeDigits = true;
-
-  DigitRow first;
-  int pitch;        ///< bytes from a row's digits to the next one's
-  int group_pitch;  ///< from a row's groups to the next one's
-
-  __device__ static constexpr bool are_digits() { return true; }
-  __device__ const DigitOperand& in_digits() const { return *this; }
-  __device__ DigitRow row(int i) const {
-    return {first.digits + static_cast<std::size_t>(i) * pitch,
-            first.groups + static_cast<std::size_t>(i) * group_pitch};
-  }
-};
+/// What the tensor cores add products of digits to: sums then are float32 with the sum in their last 22 bits.
+__device__ inline void clear_digit_sums(int (&sums)[4]) {
+  for (int& sum : sums) sum = __float_as_int(kMiddle);
+}
+/// What the digits of a sum give together, rounded once.
+__device__ inline float join_digits(int upper, int lower) {
+  // 256 * (kMiddle + upper) - 257 * kMiddle, exactly.
+  return fmaf(__int_as_float(upper), 256.0f, -257.0f * kMiddle) + __int_as_float(lower);
+}
 
 /// The sums of one step for the only row: of what lanes hold, whose own row is lane / 4.
 /// @return  for outputs 2t and 2t + 1, with t = lane % 4
-__device__ inline int2 multiply_digits(const LaneDigits& own, const std::uint32_t (&b)[2]) {
-  int sums[4] = {};
+__device__ inline float2 multiply_digits(const LaneDigits& own, const std::uint32_t (&b)[2]) {
+  int sums[4];
+  clear_digit_sums(sums);
   multiply_accumulate(sums, own.x, own.y, own.z, own.w, b[0], b[1]);
   return {join_digits(sums[0], sums[2]), join_digits(sums[1], sums[3])};
 }
 
 /// The same for the rows lane / 4 (`upper`) and lane / 4 + 8 (`lower`).
 struct DigitSums {
-  int2 upper, lower;
+  float2 upper, lower;
 };
-__device__ inline DigitSums multiply_digits(const std::uint32_t (&upper_digits)[4],
-                                            const std::uint32_t (&lower_digits)[4], const std::uint32_t (&b)[2]) {
-  int upper[4] = {}, lower[4] = {};
-  multiply_accumulate(upper, upper_digits[0], upper_digits[1], upper_digits[2], upper_digits[3], b[0], b[1]);
-  multiply_accumulate(lower, lower_digits[0], lower_digits[1], lower_digits[2], lower_digits[3], b[0], b[1]);
+__device__ inline DigitSums multiply_digits(const uint4& upper_digits, const uint4& lower_digits,
+                                            const std::uint32_t (&b)[2]) {
+  int upper[4], lower[4];
+  clear_digit_sums(upper);
+  clear_digit_sums(lower);
+  multiply_accumulate(upper, upper_digits.x, upper_digits.y, upper_digits.z, upper_digits.w, b[0], b[1]);
+  multiply_accumulate(lower, lower_digits.x, lower_digits.y, lower_digits.z, lower_digits.w, b[0], b[1]);
   return {{join_digits(upper[0], lower[0]), join_digits(upper[1], lower[1])},
           {join_digits(upper[2], lower[2]), join_digits(upper[3], lower[3])}};
 }
@@ -135,9 +179,9 @@ __device__ inline DigitSums multiply_digits(const std::uint32_t (&upper_digits)[
 /// Adds a group's part to the sums of two outputs.
 /// @param is_there  whether there is one: else codes and scales are anything
 template <WeightType kType>
-__device__ float2 add_group(float2 sums, const GroupScales<kType>& weights, int2 codes, const DigitGroup& inputs,
+__device__ float2 add_group(float2 sums, const GroupScales<kType>& weights, float2 codes, const DigitGroup& inputs,
                             bool is_there = true) {
-  float2 terms = weights.apply({static_cast<float>(codes.x), static_cast<float>(codes.y)}, inputs.sum);
+  float2 terms = weights.apply(codes, inputs.sum);
   terms = {is_there ? terms.x : 0, is_there ? terms.y : 0};  // a branch would keep steps from being interleaved
   return {fmaf(terms.x, inputs.scale, sums.x), fmaf(terms.y, inputs.scale, sums.y)};
 }

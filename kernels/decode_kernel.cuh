@@ -101,7 +101,7 @@ __host__ __device__ constexpr bool sends_messages(int architecture, int rows) {
   return rows == 1 && Format::kSendsMessages && !is_short_of_memory(architecture);
 }
 
-/// Whether the products of normalised rows take them in digits (decode_digits.cuh).
+/// Whether products take their input in digits, and normalised rows are made of them (decode_digits.cuh).
 template <class Format>
 inline constexpr bool kTakesDigits = Format::kLayers != WeightType::kBf16;
 
@@ -137,9 +137,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   char* const behind_operand = shared.rest + rows * operand_pitch(hidden) * 2;
   float* const kept_row = reinterpret_cast<float*>(behind_operand);  // with messages
   const int group_count = hidden / kDigitColumns;                    // of a row in digits
-  const DigitOperand digits{{reinterpret_cast<std::byte*>(operand), reinterpret_cast<DigitGroup*>(behind_operand)},
-                            operand_pitch(hidden) * 2,
-                            group_count};
+  DigitGroup* const operand_groups = reinterpret_cast<DigitGroup*>(behind_operand);
 
   // Every block has the only row for itself; many rows are normalised by one block each.
   const int own_row = kRows == 1 ? 0 : static_cast<int>(blockIdx.x);
@@ -155,12 +153,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       }
       __nv_bfloat16* const to = kRows == 1 ? operand : model.normalized + offset;
       if constexpr (kTakesDigits<Format>) {
-        const DigitRow row =
-            kRows == 1 ? digits.first
-                       : DigitRow{reinterpret_cast<std::byte*>(to), model.normalized_groups + own_row * group_count};
+        const DigitRow row{reinterpret_cast<std::byte*>(to),
+                           kRows == 1 ? operand_groups : model.normalized_groups + own_row * group_count};
         residual.normalize_to_digits(
             shared, model.norm_eps,
-            [&](int column, const FourInUnits& four, const DigitGroup& group) { row.put(column, four, group); });
+            [&](int unit, const FourDigits& four, const DigitGroup& group) { row.put(unit, four, group); });
       } else {
         residual.normalize(shared, model.norm_eps, [&](int column) { return to + operand_order(column); });
       }
@@ -174,7 +171,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       if constexpr (kTakesDigits<Format>) {
         for (int i = static_cast<int>(threadIdx.x); i < rows * group_count; i += kConsumers) {
           const float2 group = __ldcg(reinterpret_cast<const float2*>(model.normalized_groups) + i);
-          digits.first.groups[i] = {group.x, group.y};
+          operand_groups[i] = {group.x, group.y};
         }
       }
     }
@@ -196,25 +193,18 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                           : kind == Kind::kDown       ? messages.activated
                                                       : nullptr,
                           tag - 1};
-      } else if constexpr (kTakesDigits<Format> && decltype(type)::value != Format::kLayers) {
-        // The head.
-        if constexpr (kRows == 1) {
-          return digits.first;
-        } else {
-          return digits;
-        }
       } else {
-        const Operand rows_of_kind = kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
-                                     : kind == Kind::kDown       ? Operand{model.activated, model.intermediate}
-                                                                 : Operand{operand, operand_pitch(hidden)};
-        const PlainRowOperand only_row{rows_of_kind.rows};
-        [[maybe_unused]] const bool is_normalized = kind != Kind::kAttentionOut && kind != Kind::kDown;
+        const bool is_normalized = kind != Kind::kAttentionOut && kind != Kind::kDown;
+        const Operand rows_of_kind = is_normalized                 ? Operand{operand, operand_pitch(hidden)}
+                                     : kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
+                                                                   : Operand{model.activated, model.intermediate};
+        [[maybe_unused]] const DigitGroup* const groups = is_normalized ? operand_groups : nullptr;
         if constexpr (kTakesDigits<Format> && kRows == 1) {
-          return PackedInput<PlainRowOperand, DigitRow>{only_row, digits.first, is_normalized};
+          return PackedRowOperand{{rows_of_kind.rows}, groups};
         } else if constexpr (kTakesDigits<Format>) {
-          return PackedInput<Operand, DigitOperand>{rows_of_kind, digits, is_normalized};
+          return PackedOperand{rows_of_kind, groups, group_count};
         } else if constexpr (kRows == 1) {
-          return only_row;
+          return PlainRowOperand{rows_of_kind.rows};
         } else {
           return rows_of_kind;
         }

@@ -157,10 +157,9 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     if constexpr (kLayers == WeightType::kBf16) {
       residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
     } else {
-      residual.normalize_to_digits(shared, model.norm_eps,
-                                   [&](int column, const FourInUnits& four, const DigitGroup& group) {
-                                     normalized.put(row, column, four, group);
-                                   });
+      residual.normalize_to_digits(
+          shared, model.norm_eps,
+          [&](int unit, const FourDigits& four, const DigitGroup& group) { normalized.put(row, unit, four, group); });
     }
     residual.store(residual_at(row));
   };

@@ -134,7 +134,7 @@ struct FragmentOperand {
 
   __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
   int columns;
-  DigitGroup* groups = nullptr;  // in digits: [rows, columns / 32]
+  DigitGroup* groups = nullptr;  // of what is in digits: [rows, columns / 32]
 
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
@@ -142,18 +142,15 @@ struct FragmentOperand {
     const int in_lane = column / 8 % 2 * 4 + row / 8 % 2 * 2 + column % 2;
     return fragment(row / kRowsInFragment, column / 16) + lane * 8 + in_lane;
   }
-  /// Puts four neighbouring columns in digits. @param column  a multiple of 4
-  __device__ void put(int row, int column, const FourInUnits& four, const DigitGroup& group) const {
-    auto* const upper =
-        reinterpret_cast<std::byte*>(fragment(row / kRowsInFragment, column / kDigitColumns * (kDigitColumns / 16)));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int lane = row % 8 * 4 + (column + i) % 8 / 2;
-      std::byte* const to = upper + lane * 16 + row / 8 % 2 * 4 + digit_byte(column + i);
-      to[0] = upper_digit(four.values[i]);
-      to[2 * kFragment] = lower_digit(four.values[i]);
-    }
-    if (column % kDigitColumns == 0) *group_at(row, column) = group;
+  /// Puts a unit of four columns, as exchange_digits() gives it.
+  __device__ void put(int row, int unit, const FourDigits& four, const DigitGroup& group) const {
+    const DigitPlace place(unit);
+    auto* const to =
+        reinterpret_cast<std::uint32_t*>(fragment(row / kRowsInFragment, place.step * (kDigitColumns / 16))) +
+        (row % 8 * 4 + place.lane) * 4 + place.half * 2 + row / 8 % 2;
+    to[0] = four.upper;
+    to[kFragment / 2] = four.lower;
+    if (DigitPlace::is_first(unit)) *group_at(row, 4 * unit) = group;
   }
   __device__ DigitGroup* group_at(int row, int column) const {
     return groups + row * (columns / kDigitColumns) + column / kDigitColumns;
@@ -259,8 +256,8 @@ __device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
 }
 
 /// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
-/// the columns of one step class.
-/// @tparam kAreDigits  the activations, else bf16
+/// the columns of one step class, in digits.
+/// @tparam kAreDigits  whether the operand is in digits, too, else in bf16
 template <WeightType kType, int kUnits, int kRows, bool kAreDigits>
 class HeldClass {
  public:
@@ -293,17 +290,20 @@ class HeldClass {
     }
   }
 
-  /// Makes ready what was fetched: of q4, the sums of each step.
+  /// Makes ready what was fetched.
   __device__ void prepare() {
-    if constexpr (kType == WeightType::kQ4 && !kAreDigits) {
+    if constexpr (!kAreDigits) {
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
-          constexpr std::uint32_t kOnes[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-          float sums[4];
-          multiply_step(sums, tile, i, kOnes);
-          inputs_[tile][i] = {sums[0], sums[2]};
+          uint4& first = first_[tile][i];
+          uint4& second = second_[tile][i];
+          uint4 rows[2] = {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
+#pragma unroll
+          for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_digits<kNeedsSums<kType>>(rows[j]);
+          first = {rows[0].x, rows[1].x, rows[0].z, rows[1].z};
+          second = {rows[0].y, rows[1].y, rows[0].w, rows[1].w};
         }
       }
     }
@@ -340,43 +340,17 @@ class HeldClass {
   __device__ static int step(int unit) { return warp_index() + kUnitSteps * unit; }
   __device__ bool has_step(int unit) const { return step(unit) < steps_; }
 
-  /// Code sums of one step for a row tile.
-  __device__ void multiply_step(float (&sums)[4], int tile, int unit, const std::uint32_t (&b)[4]) const {
-    float even[4] = {}, odd[4] = {};
-    const uint4& a = first_[tile][unit];
-    multiply_accumulate(even, a.x, a.y, a.z, a.w, b[0], b[1]);
-    const uint4& c = second_[tile][unit];
-    multiply_accumulate(odd, c.x, c.y, c.z, c.w, b[2], b[3]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = even[i] + odd[i];
-  }
-  /// The same of inputs in digits.
-  __device__ DigitSums multiply_step(int tile, int unit, const std::uint32_t (&b)[2]) const {
-    const uint4& a = first_[tile][unit];
-    const uint4& c = second_[tile][unit];
-    return multiply_digits({a.x, a.y, a.z, a.w}, {c.x, c.y, c.z, c.w}, b);
-  }
-
   struct TwoRows {
     float2 upper = {0, 0}, lower = {0, 0};  // g and g + 8
   };
   /// Adds a step's part to the sums of a row tile.
   /// @param b       codes of the step
   /// @param scales  of them
-  template <class Codes>
-  __device__ void add_step(TwoRows& rows, int tile, int unit, const Codes& b, const GroupScales<kType>& scales) const {
-    if constexpr (kAreDigits) {
-      const DigitSums sums = multiply_step(tile, unit, b);
-      rows.upper = add_group(rows.upper, scales, sums.upper, groups_[tile][unit][0]);
-      rows.lower = add_group(rows.lower, scales, sums.lower, groups_[tile][unit][1]);
-    } else {
-      float sums[4];
-      multiply_step(sums, tile, unit, b);
-      const float2 upper = scales.apply({sums[0], sums[1]}, inputs_[tile][unit].x);
-      const float2 lower = scales.apply({sums[2], sums[3]}, inputs_[tile][unit].y);
-      rows.upper = unit == 0 ? upper : sum_of(rows.upper, upper);
-      rows.lower = unit == 0 ? lower : sum_of(rows.lower, lower);
-    }
+  __device__ void add_step(TwoRows& rows, int tile, int unit, const std::uint32_t (&b)[2],
+                           const GroupScales<kType>& scales) const {
+    const DigitSums sums = multiply_digits(first_[tile][unit], second_[tile][unit], b);
+    rows.upper = add_group(rows.upper, scales, sums.upper, groups_[tile][unit][0]);
+    rows.lower = add_group(rows.lower, scales, sums.lower, groups_[tile][unit][1]);
   }
 
   /// @param kAreFull  whether the pieces have all steps
@@ -401,7 +375,7 @@ class HeldClass {
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
         if (!kAreFull && !has_step(i)) continue;
-        std::uint32_t b[kAreDigits ? 2 : 4];
+        std::uint32_t b[2];
         unpack_step<kType>(b, codes[j][i], 0);
 #pragma unroll
         for (int tile = 0; tile < kRowTiles; ++tile) add_step(sums[tile], tile, i, b, scales[j][i]);
@@ -416,11 +390,9 @@ class HeldClass {
   }
 
   int steps_;
-  // Of a step the first 16 columns, and the others; or the upper digits, and the lower ones.
+  // Of a step the upper digits, and the lower ones; as fetched in bf16, the first 16 columns, and the others.
   uint4 first_[kRowTiles][kUnits], second_[kRowTiles][kUnits];
-  // Of rows g and g + 8: of digits; and of q4 in bf16, the sum of a step.
-  DigitGroup groups_[kRowTiles][kUnits][2];
-  float2 inputs_[kRowTiles][kUnits];
+  DigitGroup groups_[kRowTiles][kUnits][2];  // of rows g and g + 8
 };
 
 /// What a warp holds of a panel of weights of type kType.

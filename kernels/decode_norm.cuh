@@ -111,30 +111,16 @@ class ResidualRow {
   }
 
   /// The same in digits (decode_digits.cuh).
-  /// @param put  called with the first of four columns, their values and the group of their 32 columns
+  /// @param put  called with a unit of four columns, its digits as exchange_digits() gives them, and their group
   template <class Format, class Put>
   __device__ void normalize_to_digits(const Shared<Format>& shared, float eps, const Put& put) const {
     const float scale = norm_scale(shared, eps);
-    const int thread = thread_index();
-#pragma unroll
-    for (int i = 0; i < kMaxUnits; ++i) {
-      const int unit = thread + i * kConsumers;
-      if (unit - lane_index() >= units_) break;  // for whole warps
-      const bool is_there = unit < units_;
-      const float4 x = is_there ? normalized(i, scale) : float4{0, 0, 0, 0};
-      // As numbers without a sign, what is not finite is largest.
-      const auto magnitude = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
-      unsigned largest = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
-#pragma unroll
-      for (int offset = 1; offset < kDigitColumns / 4; offset *= 2)
-        largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
-      const float unit_of_group = digit_scale(largest);
-      const auto in_units = [&](float value) { return in_units_of(unit_of_group, value); };
-      const FourInUnits four{{in_units(x.x), in_units(x.y), in_units(x.z), in_units(x.w)}};
-      unsigned sum = four.sum();
-#pragma unroll
-      for (int offset = 1; offset < kDigitColumns / 4; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-      if (is_there) put(4 * unit, four, DigitGroup{unit_of_group, static_cast<float>(static_cast<int>(sum))});
+    constexpr int kFewUnits = 3;
+    constexpr bool kHasSums = Format::kLayers == WeightType::kQ4;
+    if (units_ <= kFewUnits * kConsumers) {
+      make_digits<kFewUnits, kHasSums>(scale, put);
+    } else {
+      make_digits<kMaxUnits, kHasSums>(scale, put);
     }
   }
 
@@ -161,6 +147,44 @@ class ResidualRow {
             __fmul_rn(__fmul_rn(x_[i].y, scale), 1.0f + next_norm_[i].y),
             __fmul_rn(__fmul_rn(x_[i].z, scale), 1.0f + next_norm_[i].z),
             __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
+  }
+
+  /// Of all units at once, without a branch between them: lanes would wait for each other again in each.
+  template <int kUnits, bool kHasSums, class Put>
+  __device__ void make_digits(float scale, const Put& put) const {
+    constexpr int kGroupUnits = kDigitColumns / 4;
+    std::uint32_t numbers[kUnits][4];
+    float unit_of_group[kUnits];
+    unsigned sums[kUnits] = {};
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const float4 x = normalized(i, scale);
+      // As numbers without a sign, what is not finite is largest.
+      const auto magnitude = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
+      unsigned largest = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
+#pragma unroll
+      for (int offset = 1; offset < kGroupUnits; offset *= 2)
+        largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
+      unit_of_group[i] = digit_scale(largest);
+      const float values[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(unit_of_group[i], values[j]);
+      if constexpr (kHasSums) {
+        sums[i] = static_cast<unsigned>(sum_in_units(numbers[i]));
+#pragma unroll
+        for (int offset = 1; offset < kGroupUnits; offset *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
+      }
+    }
+    FourDigits digits[kUnits];
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) digits[i] = exchange_digits(numbers[i]);
+    const int thread = thread_index();
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const int unit = thread + i * kConsumers;
+      const DigitGroup group{unit_of_group[i], static_cast<float>(static_cast<int>(sums[i]))};
+      if (unit < units_) put(unit, digits[i], group);
+    }
   }
 
   /// What is fetched is new altogether: so the compiler sees that it need not be kept in between.

@@ -5,9 +5,9 @@
 //
 // A piece has up to 16 steps of 32 columns. Steps c and c + 8 make class c, and the classes' sums are added up as a
 // butterfly over lanes does it (sum_classes). Of weights in bf16, a class is one chain of accumulation for the even and
-// one for the odd 16 columns of both steps, added up. Of quantised weights, a step is a group: its codes' products have
-// two such chains of their own, the sum is scaled (GroupScales), and a class is the sum of both steps.
-// With inputs in digits (decode_digits.cuh), a step's products are whole numbers, exact in any order.
+// one for the odd 16 columns of both steps, added up. Of quantised weights, a step is a group: inputs are whole
+// numbers, too (decode_digits.cuh), so that the sum of its products is exact in any order; it is scaled (GroupScales),
+// and a class is the sum of both steps.
 //
 // With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
 // class's steps alone, and takes what it has multiplied by the weights of these steps. With more rows, each row's lanes
@@ -31,12 +31,9 @@ __host__ __device__ inline int operand_pitch(int columns) { return columns + ((c
 
 /// A product's input: rows of bf16 in operand order, in shared or in global memory.
 struct Operand {
-  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false;
-
   __nv_bfloat16* rows;
   int pitch;
 
-  __device__ static constexpr bool are_digits() { return false; }
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
     return rows + static_cast<std::size_t>(row) * pitch + operand_order(column);
@@ -49,39 +46,35 @@ struct Operand {
 
 /// The input of a product with one row: in shared memory, or the messages of other blocks, in the same order.
 struct RowOperand {
-  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false, kMayBeMessages = true;
+  static constexpr bool kMayBeMessages = true;
 
   const __nv_bfloat16* row;
   const unsigned* words;  ///< not null: messages
   unsigned tag;
 
-  __device__ static constexpr bool are_digits() { return false; }
   __device__ bool are_messages() const { return words != nullptr; }
 };
 
 /// The same where there are no messages: in shared or in global memory.
 struct PlainRowOperand {
-  static constexpr bool kMayBeBf16 = true, kMayBeDigits = false, kMayBeMessages = false;
+  static constexpr bool kMayBeMessages = false;
 
   const __nv_bfloat16* row;
 
-  __device__ static constexpr bool are_digits() { return false; }
   __device__ static constexpr bool are_messages() { return false; }
 };
 
-/// The input of packed weights, in bf16 or in digits: one loop for both, since two would be more than the instruction
-/// cache holds.
-/// @tparam Plain   PlainRowOperand or Operand
-/// @tparam Digits  DigitRow or DigitOperand
-template <class Plain, class Digits>
-struct PackedInput : Plain {
-  static constexpr bool kMayBeDigits = true;
+/// The input of packed weights: in digits, or in bf16, of which warps make digits. Both lie in the same places.
+struct PackedOperand : Operand {
+  const DigitGroup* groups;  ///< [rows, columns / 32] of what is in digits; else null
+  int group_pitch;
 
-  Digits digits;
-  bool has_digits;
+  __device__ bool are_digits() const { return groups != nullptr; }
+};
+struct PackedRowOperand : PlainRowOperand {
+  const DigitGroup* groups;  ///< [columns / 32], or null
 
-  __device__ bool are_digits() const { return has_digits; }
-  __device__ const Digits& in_digits() const { return digits; }
+  __device__ bool are_digits() const { return groups != nullptr; }
 };
 
 // What a lane gets of a piece's product are two neighbouring outputs of row lane / 4: 2 * (lane % 4) and 2 * (lane % 4)
@@ -126,12 +119,12 @@ template <int kSteps>
 class OwnSteps {
  public:
   uint4 steps[kSteps];
-  int columns;  // of the piece
+  int column, columns;  // of the piece: the first, and how many
 
   /// Asks for a piece.
   template <class Input>
-  __device__ void ask(const Input& operand, int column, int columns_in_piece) {
-    column_ = column;
+  __device__ void ask(const Input& operand, int first_column, int columns_in_piece) {
+    column = first_column;
     columns = columns_in_piece;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -160,7 +153,7 @@ class OwnSteps {
   __device__ ShortMessages messages(int i) const { return {steps[i], more_[i]}; }
   template <class Input>
   __device__ void ask(const Input& operand, int i) {
-    const int first = column_ + 32 * step(i) + lane_index() % 4 * 8;
+    const int first = column + 32 * step(i) + lane_index() % 4 * 8;
     if (has_step(i) && !operand.are_messages()) steps[i] = *reinterpret_cast<const uint4*>(operand.row + first);
     if constexpr (Input::kMayBeMessages) {
       load_relaxed_four_if(has_step(i) && operand.are_messages(), operand.words + first, steps[i]);
@@ -168,7 +161,6 @@ class OwnSteps {
     }
   }
 
-  int column_;
   uint4 more_[kSteps];
 };
 
@@ -272,14 +264,9 @@ __device__ float2 multiply_piece_by_rows(const Stream<Format>& stream, int piece
 //
 // What a stage has behind the units of its piece is no weights; sums of it are made, and left out.
 
-/// The sums of a group's activations, where its weights have a minimum.
+/// Whether a group's inputs must be added up: its weights have a minimum.
 template <WeightType kType>
-__device__ float sum_inputs(const RowFragment& row) {
-  StepSums sums;
-  constexpr std::uint32_t kOnes = 0x3f803f80;
-  if constexpr (kType == WeightType::kQ4) sums.add(row, {kOnes, kOnes, kOnes, kOnes});
-  return sums.sum(0);
-}
+inline constexpr bool kNeedsSums = kType == WeightType::kQ4;
 
 /// A piece's weights as a lane needs them for the only row: all codes, and what those of its own class are scaled by.
 template <WeightType kType, int kUnits>
@@ -298,20 +285,28 @@ struct OnlyRowWeights {
       scales[u] = load_scales<kType>(unit, lane_index() / 4);
     }
   }
-  template <int kWords>
-  __device__ void unpack(std::uint32_t (&b)[kWords], int unit, int step) const {
+  __device__ void unpack(std::uint32_t (&b)[2], int unit, int step) const {
     unpack_step<kType>(b, codes[unit][step / kStepsInLoad], step % kStepsInLoad);
   }
 };
 
+/// The product of a piece of packed weights and the only row.
+/// @param own  what has been asked for of the operand
 template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece, const OwnSteps<kUnits>& own) {
+__device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece, const PackedRowOperand& operand,
+                                         OwnSteps<kUnits>& own) {
   const int group = lane_index() / 4;
-  const RowFragment fragment[2] = {RowFragment(own.steps[0]), RowFragment(own.steps[kUnits - 1])};
-  static_assert(kUnits <= 2);
-  float inputs[kUnits];
+  DigitGroup inputs[kUnits];
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) inputs[u] = sum_inputs<kType>(fragment[u]);
+  for (int u = 0; u < kUnits; ++u) {
+    if (!operand.are_digits()) {
+      inputs[u] = make_digits<kNeedsSums<kType>>(own.steps[u]);
+      continue;
+    }
+    const int step = u * kUnitSteps + group;
+    inputs[u] =
+        kDigitColumns * step < own.columns ? operand.groups[own.column / kDigitColumns + step] : DigitGroup{0, 0};
+  }
 
   stream.wait_until_full(piece);
   const OnlyRowWeights<kType, kUnits> weights(stream.bytes(piece));
@@ -322,29 +317,45 @@ __device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece
   for (int step = 0; step < kUnitSteps; ++step) {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      std::uint32_t b[4];
+      std::uint32_t b[2];
       weights.unpack(b, u, step);
-      // Only one row has the activations that this step's codes belong to.
-      StepSums step_sums;
-      step_sums.add(fragment[u], b);
-      if (step == 0 || group == step) of_unit[u] = {step_sums.sum(0), step_sums.sum(1)};
+      const float2 sums = multiply_digits(own.steps[u], b);
+      // Only one row has the inputs that this step's codes belong to.
+      if (step == 0 || group == step) of_unit[u] = sums;
     }
   }
   float2 sums = {0, 0};
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    float2 term = weights.scales[u].apply(of_unit[u], inputs[u]);
-    if (u > 0 && own.columns <= u * kUnitColumns) term = {0, 0};
-    sums = u == 0 ? term : float2{sums.x + term.x, sums.y + term.y};
-  }
+  for (int u = 0; u < kUnits; ++u)
+    sums = add_group(sums, weights.scales[u], of_unit[u], inputs[u], u == 0 || own.columns > u * kUnitColumns);
   return butterfly(sums);
 }
 
-/// For several rows: calls visit(unit, class, codes of the step, what they are scaled by) for all steps of a piece.
-/// @tparam kWords  of a step's codes: 4 in bf16, 2 as bytes
-template <WeightType kType, int kUnits, int kWords, class Visit>
-__device__ void each_step(const std::byte* units, const Visit& visit) {
+/// The same for several rows.
+template <WeightType kType, int kUnits, class Format>
+__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const PackedOperand& operand,
+                                          int rows, int column, int columns) {
+  constexpr int kSteps = kUnits * kUnitSteps;
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  const int group = lane_index() / 4;
+  const auto has = [&](int step) { return group < rows && kDigitColumns * step < columns; };
+  uint4 own[kSteps];
+  DigitGroup inputs[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step)
+    own[step] = has(step) ? operand.read(group, column + kDigitColumns * step) : make_uint4(0, 0, 0, 0);
+  if (operand.are_digits()) {
+    const DigitGroup* const groups = operand.groups + group * operand.group_pitch + column / kDigitColumns;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) inputs[step] = has(step) ? groups[step] : DigitGroup{0, 0};
+  } else {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) inputs[step] = make_digits<kNeedsSums<kType>>(own[step]);
+  }
+
+  stream.wait_until_full(piece);
+  const std::byte* const units = stream.bytes(piece);
+  float2 of_class[kClasses] = {};
 #pragma unroll
   for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
     uint4 codes[kUnits];
@@ -355,102 +366,14 @@ __device__ void each_step(const std::byte* units, const Visit& visit) {
       const int c = load * kStepsInLoad + i;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        std::uint32_t b[kWords];
+        std::uint32_t b[2];
         unpack_step<kType>(b, codes[u], i);
-        visit(u, c, b, load_scales<kType>(units + u * unit_bytes(kType), c));
+        const int step = u * kUnitSteps + c;
+        of_class[c] = add_group(of_class[c], load_scales<kType>(units + u * unit_bytes(kType), c),
+                                multiply_digits(own[step], b), inputs[step], u == 0 || columns > u * kUnitColumns);
       }
     }
   }
-}
-
-/// The same for several rows.
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const Operand& operand, int rows,
-                                          int column, int columns) {
-  const int group = lane_index() / 4;
-  const int steps = columns / 32;
-  const auto read = [&](int step) {
-    return group < rows && step < steps ? operand.read(group, column + 32 * step) : make_uint4(0, 0, 0, 0);
-  };
-  uint4 own[kUnits][kUnitSteps];
-#pragma unroll
-  for (int step = 0; step < kUnits * kUnitSteps; ++step) own[step / kUnitSteps][step % kUnitSteps] = read(step);
-  stream.wait_until_full(piece);
-  float2 of_class[kClasses];
-  each_step<kType, kUnits, 4>(
-      stream.bytes(piece), [&](int u, int c, const std::uint32_t(&b)[4], const GroupScales<kType>& scales) {
-        const RowFragment row(own[u][c]);
-        StepSums sums;
-        sums.add(row, b);
-        const float2 term = scales.apply({sums.sum(0), sums.sum(1)}, sum_inputs<kType>(row));
-        const bool is_there = u == 0 || columns > u * kUnitColumns;
-        of_class[c] =
-            u == 0 ? term : float2{of_class[c].x + (is_there ? term.x : 0), of_class[c].y + (is_there ? term.y : 0)};
-      });
-  stream.release(piece);
-  return sum_classes(of_class);
-}
-
-// --- the same of inputs in digits ---
-
-/// The product of a piece of packed weights and the only row.
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitRow& row, int /*rows*/,
-                                           int column, int columns) {
-  const int group = lane_index() / 4;
-  // As in multiply_packed_by_row, a lane holds the inputs of its own class's steps.
-  LaneDigits own[kUnits];
-  DigitGroup inputs[kUnits];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    const int step = u * kUnitSteps + group;
-    const bool has_step = kDigitColumns * step < columns;
-    own[u] = has_step ? row.read(column / kDigitColumns + step) : LaneDigits{0, 0, 0, 0};
-    inputs[u] = has_step ? row.groups[column / kDigitColumns + step] : DigitGroup{0, 0};
-  }
-
-  stream.wait_until_full(piece);
-  const OnlyRowWeights<kType, kUnits> weights(stream.bytes(piece));
-  stream.release(piece);
-
-  int2 of_unit[kUnits] = {};
-#pragma unroll
-  for (int step = 0; step < kUnitSteps; ++step) {
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      std::uint32_t b[2];
-      weights.unpack(b, u, step);
-      const int2 sums = multiply_digits(own[u], b);
-      // Only one row has the inputs that this step's codes belong to.
-      if (step == 0 || group == step) of_unit[u] = sums;
-    }
-  }
-  float2 sums = {0, 0};
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u)
-    sums = add_group(sums, weights.scales[u], of_unit[u], inputs[u], u == 0 || columns > u * kUnitColumns);
-  return butterfly(sums);
-}
-
-/// The same for several rows.
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_piece_by_digits(const Stream<Format>& stream, int piece, const DigitOperand& operand,
-                                           int rows, int column, int columns) {
-  const int group = lane_index() / 4;
-  const int first_step = column / kDigitColumns;
-  const DigitRow row = operand.row(group);
-  const auto has = [&](int step) { return group < rows && kDigitColumns * step < columns; };
-  const auto read = [&](int step) { return has(step) ? row.read(first_step + step) : LaneDigits{0, 0, 0, 0}; };
-  const auto group_of = [&](int step) { return has(step) ? row.groups[first_step + step] : DigitGroup{0, 0}; };
-
-  stream.wait_until_full(piece);
-  float2 of_class[kClasses] = {};
-  each_step<kType, kUnits, 2>(stream.bytes(piece),
-                              [&](int u, int c, const std::uint32_t(&b)[2], const GroupScales<kType>& scales) {
-                                const int step = u * kUnitSteps + c;
-                                of_class[c] = add_group(of_class[c], scales, multiply_digits(read(step), b),
-                                                        group_of(step), u == 0 || columns > u * kUnitColumns);
-                              });
   stream.release(piece);
   return sum_classes(of_class);
 }

@@ -125,8 +125,8 @@ class Carries {
 /// One product: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls epilogue(row, output, pair
 /// of values): outputs 2i and 2i + 1, or of gate_up row i of both. The grid must meet before the scratch memory is used
 /// again.
-/// @param operand  of one row a RowOperand, PlainRowOperand or DigitRow, else an Operand or DigitOperand; or a
-/// PackedInput of two of them
+/// @param operand  of one row a RowOperand or PlainRowOperand, else an Operand; of packed weights a PackedRowOperand or
+/// a PackedOperand
 template <int kRows, WeightType kType, class Format, class Input, class Epilogue>
 __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix, const Slots& slots,
                          const Input& operand, int rows, int& next_piece, Carries& carries, const Epilogue& epilogue) {
@@ -148,16 +148,16 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
   SlotCursor ahead(slots, slot);
   using Own = OwnSteps<kColumns / 32 / kClasses>;
-  // Unpacking a piece takes longer than reading its activations.
+  // Multiplying by packed weights takes longer than reading activations.
   constexpr bool kIsFarAhead = kType == WeightType::kBf16;
   Own own = {}, next = {};  // of the only row: of the warp's next piece, or two
   const auto read_ahead = [&](Own& steps) {
-    if constexpr (kRows == 1 && Input::kMayBeBf16) {
+    if constexpr (kRows == 1) {
       if (ahead.slot() < count) steps.ask(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
     }
     ahead.advance(slots, kConsumerWarps);
   };
-  if (kRows == 1 && !operand.are_digits()) {
+  if (kRows == 1) {
     read_ahead(own);
     if (kIsFarAhead) read_ahead(next);
   }
@@ -181,29 +181,16 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
         }
       }
       float2 sums = {0, 0};
-      if (operand.are_digits()) {
-        if constexpr (Input::kMayBeDigits) {
-          const int column = ahead.piece() * kColumns;
-          sums = multiply_piece_by_digits<kType, kColumns / kUnitColumns>(
-              shared.stream, next_piece + slot, operand.in_digits(), rows, column, columns_from(column));
-          ahead.advance(slots, kConsumerWarps);
-        }
-      } else if constexpr (!Input::kMayBeBf16) {
-        // Never so.
+      if constexpr (kRows == 1 && kType == WeightType::kBf16) {
+        Own current = own;
+        own = next;
+        read_ahead(next);
+        current.wait(operand);
+        sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
       } else if constexpr (kRows == 1) {
         Own current = own;
-        if (kIsFarAhead) {
-          own = next;
-          read_ahead(next);
-        } else {
-          read_ahead(own);
-        }
-        current.wait(operand);
-        if constexpr (kType == WeightType::kBf16) {
-          sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
-        } else {
-          sums = multiply_packed_by_row<kType>(shared.stream, next_piece + slot, current);
-        }
+        read_ahead(own);
+        sums = multiply_packed_by_row<kType>(shared.stream, next_piece + slot, operand, current);
       } else {
         const int column = ahead.piece() * kColumns;
         if constexpr (kType == WeightType::kBf16) {

@@ -348,34 +348,48 @@ TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
 }
 
 /// One warp makes digits of a row of 256 inputs, and multiplies a unit by them step by step.
-/// @param groups  [8], as they were made
-/// @param sums    [8 steps][8 outputs]
+/// @param is_bf16   whether lanes make digits of what they have in bf16, else threads of four neighbouring inputs each
+/// @param groups    [8], as they were made
+/// @param sums      [8 steps][8 outputs]
 template <WeightType kType>
-__global__ void digits_kernel(const float* inputs, const std::byte* units, DigitGroup* groups, int* sums) {
+__global__ void digits_kernel(const float* inputs, bool is_bf16, const std::byte* units, DigitGroup* groups,
+                              float* sums) {
   __shared__ __align__(16) std::byte unit[unit_bytes(kType)];
   __shared__ __align__(16) std::byte digits[kUnitSteps * kDigitStepBytes];
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = lane; i < unit_bytes(kType); i += 32) unit[i] = units[i];
   const DigitRow row{digits, groups};
-  if (lane < kUnitSteps) {
-    const float* const own = inputs + lane * kDigitColumns;
+  for (int i = 0; i < 2; ++i) {
+    const int four = lane + 32 * i;
+    const float* const own = inputs + 4 * four;
     unsigned largest = 0;
-    for (int i = 0; i < kDigitColumns; ++i) largest = max(largest, __float_as_uint(own[i]) & 0x7fffffffu);
-    DigitGroup group{digit_scale(largest), 0};
-    FourInUnits all[kDigitColumns / 4];
-    for (int i = 0; i < kDigitColumns; ++i) all[i / 4].values[i % 4] = in_units_of(group.scale, own[i]);
-    unsigned sum = 0;
-    for (const FourInUnits& four : all) sum += four.sum();
-    group.sum = static_cast<float>(static_cast<int>(sum));
-    for (int i = 0; i < kDigitColumns / 4; ++i) row.put(lane * kDigitColumns + 4 * i, all[i], group);
+    for (int j = 0; j < 4; ++j) largest = max(largest, __float_as_uint(own[j]) & 0x7fffffffu);
+    for (int offset = 1; offset < 8; offset *= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
+    const float scale = digit_scale(largest);
+    std::uint32_t numbers[4];
+    for (int j = 0; j < 4; ++j) numbers[j] = in_units_of(scale, own[j]);
+    auto sum = static_cast<unsigned>(sum_in_units(numbers));
+    for (int offset = 1; offset < 8; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    row.put(four, exchange_digits(numbers), {scale, static_cast<float>(static_cast<int>(sum))});
   }
   __syncwarp();
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
 #pragma unroll
   for (int step = 0; step < kUnitSteps; ++step) {
+    uint4 own = *reinterpret_cast<const uint4*>(digits + step * kDigitStepBytes + lane % 4 * 16);
+    if (is_bf16) {
+      std::uint32_t words[4];
+      for (int i = 0; i < 4; ++i) {
+        const int column = kDigitColumns * step + 8 * i + 2 * (lane % 4);
+        words[i] = pack_bf16(inputs[column], inputs[column + 1]);
+      }
+      own = {words[0], words[1], words[2], words[3]};
+      const DigitGroup group = make_digits<true>(own);
+      if (lane == 0) groups[step] = group;
+    }
     std::uint32_t b[2];
     unpack_step<kType>(b, load_codes<kType>(unit, step / kStepsInLoad), step % kStepsInLoad);
-    const int2 two = multiply_digits(row.read(step), b);
+    const float2 two = multiply_digits(own, b);
     if (lane >= 4) continue;  // whose rows of the operand are the same
     sums[step * kPieceRows + 2 * lane] = two.x;
     sums[step * kPieceRows + 2 * lane + 1] = two.y;
@@ -386,15 +400,15 @@ class Digits : public ::testing::TestWithParam<WeightType> {
  protected:
   struct Found {
     std::vector<DigitGroup> groups;
-    std::vector<int> sums;
+    std::vector<float> sums;
   };
-  Found multiply(const std::vector<float>& inputs) {
+  Found multiply(const std::vector<float>& inputs, bool is_bf16) {
     const Memory<float> in(inputs);
     const Memory<std::byte> units = packed(matrix_, of_, stream_);
     const Memory<DigitGroup> groups(kUnitSteps);
-    const Memory<int> sums(kUnitSteps * kPieceRows);
+    const Memory<float> sums(kUnitSteps * kPieceRows);
     const auto kernel = of_.type == WeightType::kQ8 ? digits_kernel<WeightType::kQ8> : digits_kernel<WeightType::kQ4>;
-    launch_kernel(kernel, 1, 32, stream_, in.data(), units.data(), groups.data(), sums.data());
+    launch_kernel(kernel, 1, 32, stream_, in.data(), is_bf16, units.data(), groups.data(), sums.data());
     return {groups.download(), sums.download()};
   }
   int code(int output, int column) const {
@@ -424,41 +438,49 @@ TEST_P(Digits, HoldInputsTo14BitsOfTheLargestAndMultiplyExactly) {
   // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
   inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
   inputs[4 * kDigitColumns + 31] = 1e15f;
-  const Found found = multiply(inputs);
-  for (int step = 0; step < kUnitSteps; ++step) {
-    const DigitGroup& group = found.groups[z(step)];
-    const auto own = inputs.begin() + step * kDigitColumns;
-    float largest = 0;
-    for (int i = 0; i < kDigitColumns; ++i) largest = std::max(largest, std::abs(own[i]));
-    EXPECT_GE(largest / group.scale, 1 << 13);
-    EXPECT_LT(largest / group.scale, 1 << 14);
-    int whole[kDigitColumns], sum = 0;
-    for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / group.scale));
-    EXPECT_EQ(group.sum, static_cast<float>(sum));
-    for (int output = 0; output < kPieceRows; ++output) {
-      int expected = 0;
-      for (int i = 0; i < kDigitColumns; ++i) expected += whole[i] * code(output, step * kDigitColumns + i);
-      EXPECT_EQ(found.sums[z(step * kPieceRows + output)], expected) << "step " << step << ", output " << output;
+  for (const bool is_bf16 : {false, true}) {
+    if (is_bf16) {
+      for (float& input : inputs) input = __bfloat162float(__float2bfloat16_rn(input));
+    }
+    const Found found = multiply(inputs, is_bf16);
+    for (int step = 0; step < kUnitSteps; ++step) {
+      const DigitGroup& group = found.groups[z(step)];
+      const auto own = inputs.begin() + step * kDigitColumns;
+      float largest = 0;
+      for (int i = 0; i < kDigitColumns; ++i) largest = std::max(largest, std::abs(own[i]));
+      EXPECT_GE(largest / group.scale, 1 << 13);
+      EXPECT_LT(largest / group.scale, 1 << 14);
+      int whole[kDigitColumns], sum = 0;
+      for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / group.scale));
+      EXPECT_EQ(group.sum, static_cast<float>(sum));
+      for (int output = 0; output < kPieceRows; ++output) {
+        int expected = 0;
+        for (int i = 0; i < kDigitColumns; ++i) expected += whole[i] * code(output, step * kDigitColumns + i);
+        EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected))
+            << "step " << step << ", output " << output << (is_bf16 ? ", bf16" : "");
+      }
     }
   }
 }
 
 TEST_P(Digits, OfNothingAreZerosAndOfWhatIsNotFiniteNoNumbers) {
-  std::vector<float> inputs(kUnitColumns, 0.0f);
-  inputs[1 * kDigitColumns] = std::numeric_limits<float>::infinity();
-  inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
-  inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
-  inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
-  inputs[5 * kDigitColumns + 7] = std::numeric_limits<float>::max();
-  const Found found = multiply(inputs);
-  for (int step = 0; step < kUnitSteps; ++step) {
-    const bool is_finite = step < 1 || step > 3;
-    EXPECT_EQ(std::isfinite(found.groups[z(step)].scale), is_finite) << "step " << step;
-    if (!is_finite) continue;
-    EXPECT_GE(found.groups[z(step)].scale, std::numeric_limits<float>::min());
-    const float sum = found.groups[z(step)].sum;
-    EXPECT_EQ(sum, step == 5 ? 16384 : 0) << "step " << step;
-    EXPECT_EQ(found.sums[z(step * kPieceRows)], static_cast<int>(sum) * code(0, step * kDigitColumns + 7));
+  for (const bool is_bf16 : {false, true}) {
+    std::vector<float> inputs(kUnitColumns, 0.0f);
+    inputs[1 * kDigitColumns] = std::numeric_limits<float>::infinity();
+    inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
+    inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
+    inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
+    inputs[5 * kDigitColumns + 7] = is_bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();
+    const Found found = multiply(inputs, is_bf16);
+    for (int step = 0; step < kUnitSteps; ++step) {
+      const bool is_finite = step < 1 || step > 3;
+      EXPECT_EQ(std::isfinite(found.groups[z(step)].scale), is_finite) << "step " << step;
+      if (!is_finite) continue;
+      EXPECT_GE(found.groups[z(step)].scale, std::numeric_limits<float>::min());
+      const float sum = found.groups[z(step)].sum;
+      EXPECT_EQ(sum, step != 5 ? 0 : is_bf16 ? 16320 : 16384) << "step " << step;
+      EXPECT_EQ(found.sums[z(step * kPieceRows)], sum * static_cast<float>(code(0, step * kDigitColumns + 7)));
+    }
   }
 }
 
