@@ -117,7 +117,7 @@ __device__ DigitGroup make_digits(uint4& step) {
   }
   const FourDigits first = digits_of(pair_of(numbers[0], numbers[1]), pair_of(numbers[2], numbers[3]));
   const FourDigits others = digits_of(pair_of(numbers[4], numbers[5]), pair_of(numbers[6], numbers[7]));
-  step = {first.upper, first.lower, others.upper, others.lower};
+  step = {first.upper, others.upper, first.lower, others.lower};
   int sum = 0;
   if constexpr (kHasSum) {
     unsigned all = static_cast<unsigned>(sum_in_units(numbers));
@@ -136,9 +136,14 @@ struct DigitRow {
   /// @param unit  of four columns, as for exchange_digits()
   __device__ void put(int unit, const FourDigits& four, const DigitGroup& group) const {
     const DigitPlace place(unit);
-    *reinterpret_cast<uint2*>(digits + place.step * kDigitStepBytes + place.lane * 16 + place.half * 8) = {four.upper,
-                                                                                                           four.lower};
+    auto* const to = reinterpret_cast<std::uint32_t*>(digits + place.step * kDigitStepBytes + place.lane * 16);
+    to[place.half] = four.upper;
+    to[place.half + 2] = four.lower;
     if (DigitPlace::is_first(unit)) groups[place.step] = group;
+  }
+  /// Of what lane t of four has of a step, the upper digits (0) or the lower ones (1).
+  __device__ uint2 read(int step, int t, int digit) const {
+    return *reinterpret_cast<const uint2*>(digits + step * kDigitStepBytes + t * 16 + digit * 8);
   }
 };
 
@@ -152,16 +157,16 @@ __device__ inline float join_digits(int upper, int lower) {
   return fmaf(__int_as_float(upper), 256.0f, -257.0f * kMiddle) + __int_as_float(lower);
 }
 
-/// The sums of one step for the only row: of what lanes hold, whose own row is lane / 4.
+/// The sums of one step for up to 8 rows: of what lanes hold, whose own row is lane / 4.
 /// @return  for outputs 2t and 2t + 1, with t = lane % 4
 __device__ inline float2 multiply_digits(const LaneDigits& own, const std::uint32_t (&b)[2]) {
   int sums[4];
   clear_digit_sums(sums);
-  multiply_accumulate(sums, own.x, own.y, own.z, own.w, b[0], b[1]);
+  multiply_accumulate(sums, own.x, own.z, own.y, own.w, b[0], b[1]);
   return {join_digits(sums[0], sums[2]), join_digits(sums[1], sums[3])};
 }
 
-/// The same for the rows lane / 4 (`upper`) and lane / 4 + 8 (`lower`).
+/// The same for 16 rows: lane / 4 (`upper`) and lane / 4 + 8 (`lower`).
 struct DigitSums {
   float2 upper, lower;
 };

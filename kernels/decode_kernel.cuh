@@ -134,10 +134,18 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   int next_piece = 0;
   constexpr bool kHasOtherHead = kHead != Format::kLayers;
   __nv_bfloat16* const operand = reinterpret_cast<__nv_bfloat16*>(shared.rest);
-  char* const behind_operand = shared.rest + rows * operand_pitch(hidden) * 2;
+  constexpr bool kIsPadded = kTakesDigits<Format> && kRows == 1;
+  char* const behind_operand = shared.rest + (kIsPadded ? padded_columns(hidden) : rows * operand_pitch(hidden)) * 2;
   float* const kept_row = reinterpret_cast<float*>(behind_operand);  // with messages
   const int group_count = hidden / kDigitColumns;                    // of a row in digits
   DigitGroup* const operand_groups = reinterpret_cast<DigitGroup*>(behind_operand);
+
+  if constexpr (kIsPadded) {
+    for (int step = group_count + warp_index(); step < padded_columns(hidden) / kDigitColumns; step += kConsumerWarps) {
+      operand[step * kDigitColumns + lane_index()] = __float2bfloat16_rn(0.0f);  // digits of as many bytes
+      if (lane_index() == 0) operand_groups[step] = {0, 0};
+    }
+  }
 
   // Every block has the only row for itself; many rows are normalised by one block each.
   const int own_row = kRows == 1 ? 0 : static_cast<int>(blockIdx.x);
@@ -198,11 +206,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
         const Operand rows_of_kind = is_normalized                 ? Operand{operand, operand_pitch(hidden)}
                                      : kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
                                                                    : Operand{model.activated, model.intermediate};
-        [[maybe_unused]] const DigitGroup* const groups = is_normalized ? operand_groups : nullptr;
         if constexpr (kTakesDigits<Format> && kRows == 1) {
-          return PackedRowOperand{{rows_of_kind.rows}, groups};
+          return PackedRowOperand{{reinterpret_cast<std::byte*>(operand), operand_groups},
+                                  is_normalized ? nullptr : rows_of_kind.rows};
         } else if constexpr (kTakesDigits<Format>) {
-          return PackedOperand{rows_of_kind, groups, group_count};
+          return PackedOperand{rows_of_kind, is_normalized ? operand_groups : nullptr, group_count};
         } else if constexpr (kRows == 1) {
           return PlainRowOperand{rows_of_kind.rows};
         } else {
@@ -347,8 +355,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 template <class Format>
 int fixed_bytes(int hidden, int rows) {
   const int architecture = architecture_of_code();
-  const int group_bytes = kTakesDigits<Format> ? hidden / kDigitColumns * static_cast<int>(sizeof(DigitGroup)) : 0;
-  const int operand_bytes = rows * (operand_pitch(hidden) * 2 + group_bytes);
+  const int columns = !kTakesDigits<Format> || rows > 1 ? hidden : padded_columns(hidden);
+  const int group_bytes = kTakesDigits<Format> ? columns / kDigitColumns * static_cast<int>(sizeof(DigitGroup)) : 0;
+  const int operand_bytes =
+      rows * ((kTakesDigits<Format> && rows == 1 ? columns : operand_pitch(columns)) * 2 + group_bytes);
   if (rows > 1) return sizes_for<Format, kFewRows>(architecture).fixed_bytes() + operand_bytes;
   const int row_bytes = sends_messages<Format>(architecture, rows) ? hidden * 4 : 0;
   return sizes_for<Format, 1>(architecture).fixed_bytes() + operand_bytes + row_bytes;

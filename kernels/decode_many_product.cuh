@@ -14,6 +14,7 @@
 // The order of sums is that of decode_product.cuh, and so are the bits.
 
 #include "decode_block.cuh"
+#include "decode_packed_piece.cuh"
 #include "decode_product.cuh"
 #include "packed_weights.cuh"
 
@@ -302,8 +303,8 @@ class HeldClass {
           uint4 rows[2] = {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
 #pragma unroll
           for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_digits<kNeedsSums<kType>>(rows[j]);
-          first = {rows[0].x, rows[1].x, rows[0].z, rows[1].z};
-          second = {rows[0].y, rows[1].y, rows[0].w, rows[1].w};
+          first = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
+          second = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
         }
       }
     }

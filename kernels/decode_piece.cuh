@@ -5,18 +5,15 @@
 //
 // A piece has up to 16 steps of 32 columns. Steps c and c + 8 make class c, and the classes' sums are added up as a
 // butterfly over lanes does it (sum_classes). Of weights in bf16, a class is one chain of accumulation for the even and
-// one for the odd 16 columns of both steps, added up. Of quantised weights, a step is a group: inputs are whole
-// numbers, too (decode_digits.cuh), so that the sum of its products is exact in any order; it is scaled (GroupScales),
-// and a class is the sum of both steps.
+// one for the odd 16 columns of both steps, added up. (Of packed weights: decode_packed_piece.cuh.)
 //
 // With one row, the rows of the tensor cores' operand are the classes: each lane holds the activations of its own
 // class's steps alone, and takes what it has multiplied by the weights of these steps. With more rows, each row's lanes
 // add up all classes. All give the same bits.
 
 #include "decode_block.cuh"
-#include "decode_digits.cuh"
 #include "decode_message.cuh"
-#include "packed_weights.cuh"
+#include "ptx.cuh"
 
 namespace gemma {
 
@@ -64,19 +61,6 @@ struct PlainRowOperand {
   __device__ static constexpr bool are_messages() { return false; }
 };
 
-/// The input of packed weights: in digits, or in bf16, of which warps make digits. Both lie in the same places.
-struct PackedOperand : Operand {
-  const DigitGroup* groups;  ///< [rows, columns / 32] of what is in digits; else null
-  int group_pitch;
-
-  __device__ bool are_digits() const { return groups != nullptr; }
-};
-struct PackedRowOperand : PlainRowOperand {
-  const DigitGroup* groups;  ///< [columns / 32], or null
-
-  __device__ bool are_digits() const { return groups != nullptr; }
-};
-
 // What a lane gets of a piece's product are two neighbouring outputs of row lane / 4: 2 * (lane % 4) and 2 * (lane % 4)
 // + 1 of the tile.
 
@@ -113,18 +97,18 @@ __device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* 
   load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
 }
 
-/// What one lane feeds to the tensor cores of the only row in a piece: the steps of class lane / 4.
-/// @tparam kSteps  how many
-template <int kSteps>
+/// What one lane feeds to the tensor cores of the only row in a piece: the two steps of class lane / 4.
 class OwnSteps {
  public:
+  static constexpr int kSteps = kPieceSteps / kClasses;
+
   uint4 steps[kSteps];
-  int column, columns;  // of the piece: the first, and how many
+  int columns;  // of the piece
 
   /// Asks for a piece.
   template <class Input>
-  __device__ void ask(const Input& operand, int first_column, int columns_in_piece) {
-    column = first_column;
+  __device__ void ask(const Input& operand, int column, int columns_in_piece) {
+    column_ = column;
     columns = columns_in_piece;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
@@ -153,7 +137,7 @@ class OwnSteps {
   __device__ ShortMessages messages(int i) const { return {steps[i], more_[i]}; }
   template <class Input>
   __device__ void ask(const Input& operand, int i) {
-    const int first = column + 32 * step(i) + lane_index() % 4 * 8;
+    const int first = column_ + 32 * step(i) + lane_index() % 4 * 8;
     if (has_step(i) && !operand.are_messages()) steps[i] = *reinterpret_cast<const uint4*>(operand.row + first);
     if constexpr (Input::kMayBeMessages) {
       load_relaxed_four_if(has_step(i) && operand.are_messages(), operand.words + first, steps[i]);
@@ -161,6 +145,7 @@ class OwnSteps {
     }
   }
 
+  int column_;
   uint4 more_[kSteps];
 };
 
@@ -214,8 +199,7 @@ struct PieceWeights {
 /// The product of a piece in bf16 and the only row.
 /// @return its sums, in all lanes
 template <class Format>
-__device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece,
-                                        const OwnSteps<kPieceSteps / kClasses>& own) {
+__device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece, const OwnSteps& own) {
   static_assert(kPieceSteps == 2 * kClasses);
   const RowFragment first(own.steps[0]), second(own.steps[1]);
   stream.wait_until_full(piece);
@@ -257,124 +241,6 @@ __device__ float2 multiply_piece_by_rows(const Stream<Format>& stream, int piece
     sums.add(RowFragment(own[c + kClasses]), weights.steps[c + kClasses]);
     of_class[c] = {sums.sum(0), sums.sum(1)};
   }
-  return sum_classes(of_class);
-}
-
-// --- the same of quantised weights: a piece of kUnits units ---
-//
-// What a stage has behind the units of its piece is no weights; sums of it are made, and left out.
-
-/// Whether a group's inputs must be added up: its weights have a minimum.
-template <WeightType kType>
-inline constexpr bool kNeedsSums = kType == WeightType::kQ4;
-
-/// A piece's weights as a lane needs them for the only row: all codes, and what those of its own class are scaled by.
-template <WeightType kType, int kUnits>
-struct OnlyRowWeights {
-  static constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
-
-  uint4 codes[kUnits][kUnitSteps / kStepsInLoad];
-  GroupScales<kType> scales[kUnits];
-
-  __device__ explicit OnlyRowWeights(const std::byte* units) {
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      const std::byte* const unit = units + u * unit_bytes(kType);
-#pragma unroll
-      for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) codes[u][load] = load_codes<kType>(unit, load);
-      scales[u] = load_scales<kType>(unit, lane_index() / 4);
-    }
-  }
-  __device__ void unpack(std::uint32_t (&b)[2], int unit, int step) const {
-    unpack_step<kType>(b, codes[unit][step / kStepsInLoad], step % kStepsInLoad);
-  }
-};
-
-/// The product of a piece of packed weights and the only row.
-/// @param own  what has been asked for of the operand
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_packed_by_row(const Stream<Format>& stream, int piece, const PackedRowOperand& operand,
-                                         OwnSteps<kUnits>& own) {
-  const int group = lane_index() / 4;
-  DigitGroup inputs[kUnits];
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    if (!operand.are_digits()) {
-      inputs[u] = make_digits<kNeedsSums<kType>>(own.steps[u]);
-      continue;
-    }
-    const int step = u * kUnitSteps + group;
-    inputs[u] =
-        kDigitColumns * step < own.columns ? operand.groups[own.column / kDigitColumns + step] : DigitGroup{0, 0};
-  }
-
-  stream.wait_until_full(piece);
-  const OnlyRowWeights<kType, kUnits> weights(stream.bytes(piece));
-  stream.release(piece);
-
-  float2 of_unit[kUnits] = {};
-#pragma unroll
-  for (int step = 0; step < kUnitSteps; ++step) {
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      std::uint32_t b[2];
-      weights.unpack(b, u, step);
-      const float2 sums = multiply_digits(own.steps[u], b);
-      // Only one row has the inputs that this step's codes belong to.
-      if (step == 0 || group == step) of_unit[u] = sums;
-    }
-  }
-  float2 sums = {0, 0};
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u)
-    sums = add_group(sums, weights.scales[u], of_unit[u], inputs[u], u == 0 || own.columns > u * kUnitColumns);
-  return butterfly(sums);
-}
-
-/// The same for several rows.
-template <WeightType kType, int kUnits, class Format>
-__device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piece, const PackedOperand& operand,
-                                          int rows, int column, int columns) {
-  constexpr int kSteps = kUnits * kUnitSteps;
-  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
-  const int group = lane_index() / 4;
-  const auto has = [&](int step) { return group < rows && kDigitColumns * step < columns; };
-  uint4 own[kSteps];
-  DigitGroup inputs[kSteps];
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step)
-    own[step] = has(step) ? operand.read(group, column + kDigitColumns * step) : make_uint4(0, 0, 0, 0);
-  if (operand.are_digits()) {
-    const DigitGroup* const groups = operand.groups + group * operand.group_pitch + column / kDigitColumns;
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) inputs[step] = has(step) ? groups[step] : DigitGroup{0, 0};
-  } else {
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) inputs[step] = make_digits<kNeedsSums<kType>>(own[step]);
-  }
-
-  stream.wait_until_full(piece);
-  const std::byte* const units = stream.bytes(piece);
-  float2 of_class[kClasses] = {};
-#pragma unroll
-  for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
-    uint4 codes[kUnits];
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) codes[u] = load_codes<kType>(units + u * unit_bytes(kType), load);
-#pragma unroll
-    for (int i = 0; i < kStepsInLoad; ++i) {
-      const int c = load * kStepsInLoad + i;
-#pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        std::uint32_t b[2];
-        unpack_step<kType>(b, codes[u], i);
-        const int step = u * kUnitSteps + c;
-        of_class[c] = add_group(of_class[c], load_scales<kType>(units + u * unit_bytes(kType), c),
-                                multiply_digits(own[step], b), inputs[step], u == 0 || columns > u * kUnitColumns);
-      }
-    }
-  }
-  stream.release(piece);
   return sum_classes(of_class);
 }
 

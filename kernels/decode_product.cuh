@@ -10,7 +10,10 @@
 // sum of this one's pieces, the carry, and adds its own. A block works on its last tile first and on its first tile
 // last, so that a carry is there long before it is taken over.
 
+#include <type_traits>
+
 #include "decode_block.cuh"
+#include "decode_packed_piece.cuh"
 #include "decode_piece.cuh"
 
 namespace gemma {
@@ -147,19 +150,27 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
   // This warp's pieces: those whose number is its own modulo the number of warps.
   int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
   SlotCursor ahead(slots, slot);
-  using Own = OwnSteps<kColumns / 32 / kClasses>;
-  // Multiplying by packed weights takes longer than reading activations.
-  constexpr bool kIsFarAhead = kType == WeightType::kBf16;
-  Own own = {}, next = {};  // of the only row: of the warp's next piece, or two
+  // Of the only row, what is multiplied by is asked for ahead: of the warp's next piece, and of bf16, the next but one,
+  // too.
+  constexpr bool kIsPacked = kType != WeightType::kBf16;
+  using Own = std::conditional_t<kIsPacked, RowDigits<kColumns / kUnitColumns>, OwnSteps>;
+  Own own = {};
+  [[maybe_unused]] Own next = {};
   const auto read_ahead = [&](Own& steps) {
     if constexpr (kRows == 1) {
-      if (ahead.slot() < count) steps.ask(operand, ahead.piece() * kColumns, columns_from(ahead.piece() * kColumns));
+      const bool is_there = ahead.slot() < count;
+      const int column = ahead.piece() * kColumns;
+      if constexpr (kIsPacked) {
+        steps.ask(operand, column, columns_from(column), is_there);
+      } else {
+        if (is_there) steps.ask(operand, column, columns_from(column));
+      }
     }
     ahead.advance(slots, kConsumerWarps);
   };
   if (kRows == 1) {
     read_ahead(own);
-    if (kIsFarAhead) read_ahead(next);
+    if (!kIsPacked) read_ahead(next);
   }
 
   // Sums are made in rounds, in either half of the scratch memory in turn. What is handed on makes a round of its own
@@ -180,29 +191,34 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
           if (!carries.is_there(taken[i])) taken[i] = carries.look(2 * thread + i);
         }
       }
-      float2 sums = {0, 0};
-      if constexpr (kRows == 1 && kType == WeightType::kBf16) {
-        Own current = own;
-        own = next;
-        read_ahead(next);
-        current.wait(operand);
-        sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
-      } else if constexpr (kRows == 1) {
-        Own current = own;
+      float* const to = scratch + (slot - begin) * kValuesInPiece;
+      if constexpr (kRows == 1 && kIsPacked) {
+        own.template take<kNeedsSums<kType>>(operand);
+        const Own current = own;
         read_ahead(own);
-        sums = multiply_packed_by_row<kType>(shared.stream, next_piece + slot, operand, current);
+        const float sum = multiply_packed_by_row<kType>(shared.stream, next_piece + slot, current);
+        if (lane % 4 == 0) to[lane / 4] = sum;
       } else {
-        const int column = ahead.piece() * kColumns;
-        if constexpr (kType == WeightType::kBf16) {
-          sums = multiply_piece_by_rows(shared.stream, next_piece + slot, operand, rows, column, columns_from(column));
+        float2 sums;
+        if constexpr (kRows == 1) {
+          Own current = own;
+          own = next;
+          read_ahead(next);
+          current.wait(operand);
+          sums = multiply_piece_by_row(shared.stream, next_piece + slot, current);
         } else {
-          sums = multiply_packed_by_rows<kType, kColumns / kUnitColumns>(shared.stream, next_piece + slot, operand,
-                                                                         rows, column, columns_from(column));
+          const int column = ahead.piece() * kColumns;
+          const int columns = columns_from(column);
+          if constexpr (kIsPacked) {
+            sums = multiply_packed_by_rows<kType, kColumns / kUnitColumns>(shared.stream, next_piece + slot, operand,
+                                                                           rows, column, columns);
+          } else {
+            sums = multiply_piece_by_rows(shared.stream, next_piece + slot, operand, rows, column, columns);
+          }
+          ahead.advance(slots, kConsumerWarps);
         }
-        ahead.advance(slots, kConsumerWarps);
+        if (lane / 4 < kRows) *reinterpret_cast<float2*>(to + lane / 4 * kPieceRows + 2 * (lane % 4)) = sums;
       }
-      float* to = scratch + (slot - begin) * kValuesInPiece + (lane / 4) * kPieceRows + 2 * (lane % 4);
-      if (lane / 4 < kRows) *reinterpret_cast<float2*>(to) = sums;
     }
 
     const bool is_early = begin == 0 && end == handed_on;

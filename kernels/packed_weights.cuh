@@ -194,25 +194,53 @@ __device__ inline void unpack_step(std::uint32_t (&b)[2], const uint4& loaded, i
   }
 }
 
-/// What the sum over a group is scaled by, for the outputs 2t and 2t + 1 of a tile, with t = lane % 4: of codes c and
-/// activations x, w * x = scale * sum(c * x) - minimum * sum(x).
+/// What the sum over a group is scaled by: of codes c and activations x, w * x = scale * sum(c * x) - minimum * sum(x).
 template <WeightType kType>
-struct GroupScales {
-  float2 scale;
-  float2 minimum;  ///< of q8: 0, not used
+struct OutputScales {
+  float scale;
+  float minimum;  ///< of q8: 0, not used
 
-  /// The group's part of the outputs' sums.
-  /// @param codes   sum(c * x) for both outputs
+  /// The group's part of the output's sum.
+  /// @param codes   sum(c * x)
   /// @param inputs  sum(x); of q8 not used
-  __device__ float2 apply(float2 codes, float inputs) const {
-    if constexpr (kType == WeightType::kQ8) {
-      return {__fmul_rn(scale.x, codes.x), __fmul_rn(scale.y, codes.y)};
-    } else {
-      return {fmaf(scale.x, codes.x, -__fmul_rn(minimum.x, inputs)),
-              fmaf(scale.y, codes.y, -__fmul_rn(minimum.y, inputs))};
-    }
+  __device__ float apply(float codes, float inputs) const {
+    if constexpr (kType == WeightType::kQ8) return __fmul_rn(scale, codes);
+    return fmaf(scale, codes, -__fmul_rn(minimum, inputs));
   }
 };
+
+/// The same for the outputs 2t and 2t + 1 of a tile, with t = lane % 4.
+template <WeightType kType>
+struct GroupScales {
+  float2 scale, minimum;
+
+  __device__ float2 apply(float2 codes, float inputs) const {
+    return {OutputScales<kType>{scale.x, minimum.x}.apply(codes.x, inputs),
+            OutputScales<kType>{scale.y, minimum.y}.apply(codes.y, inputs)};
+  }
+};
+
+/// A byte of a word as a number: 2^23 + the byte, less 2^23. Products with d and m have 11 and 8 bits: exact.
+__device__ inline float byte_of(std::uint32_t word, unsigned index) {
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + index)) - 8388608.0f;
+}
+
+/// @param unit    in shared memory, aligned to 16 bytes
+/// @param output  of the tile
+/// @param step    of the unit
+template <WeightType kType>
+__device__ inline OutputScales<kType> load_output_scales(const std::byte* unit, int output, int step) {
+  const auto half_at = [&](int byte) { return __half2float(*reinterpret_cast<const __half*>(unit + byte)); };
+  if constexpr (kType == WeightType::kQ8) {
+    return {half_at(q8_scale_byte(output, step)), 0};
+  } else {
+    const int even = output & ~1;
+    const std::uint32_t of_step = *reinterpret_cast<const std::uint32_t*>(unit + q4_scale_byte(even, step, false));
+    const unsigned own = static_cast<unsigned>(output - even);
+    return {half_at(q4_factor_byte(output, false)) * byte_of(of_step, own),
+            half_at(q4_factor_byte(output, true)) * byte_of(of_step, 2 + own)};
+  }
+}
 
 /// @param unit  in shared memory, aligned to 16 bytes
 /// @param step  of the unit
@@ -226,11 +254,8 @@ __device__ inline GroupScales<kType> load_scales(const std::byte* unit, int step
     const float2 d = __half22float2(factors[0]);
     const float2 m = __half22float2(factors[1]);
     const std::uint32_t of_step = *reinterpret_cast<const std::uint32_t*>(unit + q4_scale_byte(2 * pair, step, false));
-    // 2^23 + a byte, less 2^23. Products of 11 and 8 bits: exact.
-    const auto byte_at = [&](unsigned i) {
-      return __uint_as_float(__byte_perm(of_step, 0x4b000000u, 0x7440u + i)) - 8388608.0f;
-    };
-    return {{d.x * byte_at(0), d.y * byte_at(1)}, {m.x * byte_at(2), m.y * byte_at(3)}};
+    return {{d.x * byte_of(of_step, 0), d.y * byte_of(of_step, 1)},
+            {m.x * byte_of(of_step, 2), m.y * byte_of(of_step, 3)}};
   }
 }
 
