@@ -583,39 +583,36 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& s
   unsigned* arrivals =
       model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
 
-  const auto finish = [&](int head, int dim, float2 values, const Softmax& softmax) {
-    const int element = (run.kv_head * group_heads + head) * head_dim + dim;
-    __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)),
-           pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
-  };
-  if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
-  const auto block_at = [&](int head, int part) {
-    return static_cast<std::size_t>(first_head + head) * model.max_blocks + group * kBlocksInGroup + part;
-  };
-  const auto block_out = [&](int head, int part, int dim) {
-    return __ldcg(reinterpret_cast<const float2*>(model.partials + block_at(head, part) * head_dim + dim));
-  };
-  const auto block_sums = [&](int head, int part) { return __ldcg(model.partial_sums + block_at(head, part)); };
-  if (groups == 1) {
-    combine<kBlocksInGroup>(run.blocks_in_group(), group_heads, head_dim, block_out, block_sums, finish);
-    return;
+  // One loop for blocks and groups, and not a copy of it for each: the code stays small enough for the instruction
+  // cache.
+#pragma unroll 1
+  for (bool are_groups = false;; are_groups = true) {
+    const int count = are_groups ? groups : run.blocks_in_group();
+    if (!report_done(shared, arrivals + (are_groups ? groups_wide : group), are_groups ? 1 : run.count, count)) return;
+    const int wide = are_groups ? groups_wide : model.max_blocks;
+    const std::size_t first = static_cast<std::size_t>(first_head) * wide + (are_groups ? 0 : group * kBlocksInGroup);
+    const float* const outs = (are_groups ? model.group_partials : model.partials) + first * head_dim;
+    const float2* const sums = (are_groups ? model.group_sums : model.partial_sums) + first;
+    const bool is_all = are_groups || groups == 1;
+    combine<kBlocksInGroup>(
+        count, group_heads, head_dim,
+        [&](int head, int part, int dim) {
+          return __ldcg(reinterpret_cast<const float2*>(outs + (head * wide + part) * head_dim + dim));
+        },
+        [&](int head, int part) { return __ldcg(sums + head * wide + part); },
+        [&](int head, int dim, float2 values, const Softmax& softmax) {
+          if (is_all) {
+            const int element = (run.kv_head * group_heads + head) * head_dim + dim;
+            __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)),
+                   pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
+            return;
+          }
+          const std::size_t at = static_cast<std::size_t>(first_head + head) * groups_wide + group;
+          __stcg(reinterpret_cast<float2*>(model.group_partials + at * head_dim + dim), values);
+          if (dim == 0) __stcg(model.group_sums + at, make_float2(softmax.largest, softmax.sum));
+        });
+    if (is_all) return;
   }
-  const auto group_at = [&](int head, int part) {
-    return static_cast<std::size_t>(first_head + head) * groups_wide + part;
-  };
-  combine<kBlocksInGroup>(
-      run.blocks_in_group(), group_heads, head_dim, block_out, block_sums,
-      [&](int head, int dim, float2 values, const Softmax& softmax) {
-        __stcg(reinterpret_cast<float2*>(model.group_partials + group_at(head, group) * head_dim + dim), values);
-        if (dim == 0) __stcg(model.group_sums + group_at(head, group), make_float2(softmax.largest, softmax.sum));
-      });
-  if (!report_done(shared, arrivals + groups_wide, 1, groups)) return;
-  combine<kBlocksInGroup>(
-      groups, group_heads, head_dim,
-      [&](int head, int part, int dim) {
-        return __ldcg(reinterpret_cast<const float2*>(model.group_partials + group_at(head, part) * head_dim + dim));
-      },
-      [&](int head, int part) { return __ldcg(model.group_sums + group_at(head, part)); }, finish);
 }
 
 /// Where attention leaves its results for others to read: each block's as it is, until all of them are there and

@@ -56,6 +56,8 @@ class Slots {
         goes_on_(count_ > 0 && share.last % pieces_in_tile != 0) {}
 
   __device__ int count() const { return count_; }
+  /// Pieces in a tile.
+  __device__ int in_tile() const { return in_tile_; }
   /// The block's pieces come in parts, one for each tile. @return the last one's number, if there are pieces
   __device__ int last_part() const { return last_part_; }
   __device__ int part_of(int slot) const { return slot < in_top_ ? 0 : 1 + (slot - in_top_) / in_tile_; }
@@ -70,6 +72,42 @@ class Slots {
  private:
   int first_, count_, in_tile_, top_, in_top_, last_part_;
   bool goes_on_;
+};
+
+/// Which piece of its tile a slot is, for every kStep-th slot; neither divides nor branches to move on.
+template <int kStep>
+class PieceCursor {
+ public:
+  __device__ PieceCursor(const Slots& slots, int slot)
+      : slot_(slot),
+        in_tile_(slots.in_tile()),
+        in_top_(slots.end(0)),
+        first_in_top_(slots.first_piece(0)),
+        last_begin_(slots.begin(slots.last_part())),
+        first_in_last_(slots.first_piece(slots.last_part())),
+        step_(kStep),
+        in_whole_(slot - in_top_) {
+    while (step_ >= in_tile_) step_ -= in_tile_;
+    while (in_whole_ < 0) in_whole_ += in_tile_;
+    while (in_whole_ >= in_tile_) in_whole_ -= in_tile_;
+  }
+
+  __device__ void advance() {
+    slot_ += kStep;
+    in_whole_ += step_;
+    in_whole_ -= in_whole_ >= in_tile_ ? in_tile_ : 0;
+  }
+
+  __device__ int slot() const { return slot_; }
+  __device__ int piece() const {
+    return slot_ < in_top_ ? first_in_top_ + slot_ : in_whole_ + (slot_ >= last_begin_ ? first_in_last_ : 0);
+  }
+
+ private:
+  int slot_;
+  int in_tile_, in_top_, first_in_top_, last_begin_, first_in_last_;
+  int step_;
+  int in_whole_;  // the piece, if its tile's first piece is the part's, too
 };
 
 /// A slot, and which piece of which part it is; moves on without dividing.
@@ -149,7 +187,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
 
   // This warp's pieces: those whose number is its own modulo the number of warps.
   int slot = (warp_index() - next_piece % kConsumerWarps + kConsumerWarps) % kConsumerWarps;
-  SlotCursor ahead(slots, slot);
+  PieceCursor<kConsumerWarps> ahead(slots, slot);
   // Of the only row, what is multiplied by is asked for ahead: of the warp's next piece, and of bf16, the next but one,
   // too.
   constexpr bool kIsPacked = kType != WeightType::kBf16;
@@ -166,7 +204,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
         if (is_there) steps.ask(operand, column, columns_from(column));
       }
     }
-    ahead.advance(slots, kConsumerWarps);
+    ahead.advance();
   };
   if (kRows == 1) {
     read_ahead(own);
@@ -215,7 +253,7 @@ __device__ void multiply(const Shared<Format>& shared, const MatrixShape& matrix
           } else {
             sums = multiply_piece_by_rows(shared.stream, next_piece + slot, operand, rows, column, columns);
           }
-          ahead.advance(slots, kConsumerWarps);
+          ahead.advance();
         }
         if (lane / 4 < kRows) *reinterpret_cast<float2*>(to + lane / 4 * kPieceRows + 2 * (lane % 4)) = sums;
       }

@@ -84,6 +84,12 @@ __device__ inline void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   }
 }
 
+/// The same, where the wait may be long and nobody depends on its end at once: leaves the scheduler to others
+/// meanwhile.
+__device__ inline void barrier_wait_patiently(std::uint64_t* barrier, unsigned parity) {
+  while (!barrier_test(barrier, parity)) __nanosleep(64);
+}
+
 // --- asynchronous copies from global to shared memory ---
 
 #if __CUDA_ARCH__ >= 900

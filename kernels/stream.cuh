@@ -296,7 +296,7 @@ class Producer {
   __device__ std::uint64_t* full() const { return &stream_.full[next_.stage]; }
 
   __device__ void begin(unsigned bytes) {
-    barrier_wait(&stream_.empty[next_.stage], next_.parity ^ 1);
+    barrier_wait_patiently(&stream_.empty[next_.stage], next_.parity ^ 1);
     const int limit = is_hungry() ? in_flight_if_hungry_ : in_flight_;
     while (begun_ >= limit) {
       barrier_wait(&stream_.full[oldest_.stage], oldest_.parity);

@@ -71,6 +71,8 @@ inline void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   }
 }
 
+inline void barrier_wait_patiently(std::uint64_t* barrier, unsigned parity) { barrier_wait(barrier, parity); }
+
 // --- asynchronous copies ---
 
 inline void check_aligned(const void* to, const void* from) {
