@@ -144,19 +144,20 @@ struct DecodeModel {
   const int* ring;        ///< [rows]
   const int* page_table;  ///< [rows, max_pages]
 
-  float* residual[2];             ///< [rows, hidden], used in turn
-  __nv_bfloat16* normalized;      ///< [rows, hidden]: the next product's input; for more rows than one
-  DigitGroup* normalized_groups;  ///< [rows, hidden / 32]: of it, where weights are packed (decode_digits.cuh)
-  int rows_held;                  ///< of qkv and projected, which more than kFewRows rows have once for each piece
-  float* qkv;                ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
-  float* partials;           ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
-  float2* partial_sums;      ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
-  float* group_partials;     ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
-  float2* group_sums;        ///< [rows, heads, max_groups]
-  __nv_bfloat16* attended;   ///< [rows, heads * head_dim]: the next product's input
-  float* projected;          ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
-  __nv_bfloat16* activated;  ///< [rows, intermediate]: the next product's input
-  float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  float* residual[2];          ///< [rows, hidden], used in turn
+  __nv_bfloat16* normalized;   ///< [rows, hidden]: the next product's input; for more rows than one
+  DigitGroup* operand_groups;  ///< [rows, hidden / 32 or intermediate / 32]: of normalized, then of activated, where
+                               ///< they are in digits (decode_digits.cuh)
+  int rows_held;               ///< of qkv and projected, which more than kFewRows rows have once for each piece
+  float* qkv;                  ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
+  float* partials;             ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  float2* partial_sums;        ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
+  float* group_partials;       ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  float2* group_sums;          ///< [rows, heads, max_groups]
+  __nv_bfloat16* attended;     ///< [rows, heads * head_dim]: the next product's input
+  float* projected;            ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
+  __nv_bfloat16* activated;    ///< [rows, intermediate]: the next product's input
+  float* logits;               ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
   DecodeMessages messages;       ///< of a single row, where the kernel sends them

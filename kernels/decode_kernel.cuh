@@ -6,10 +6,11 @@
 // Decoding reads every weight once for each step, so it can only be as fast as memory is read. One block runs on each
 // multiprocessor. Its producer streams the block's share of all weights, layer after layer, and of the keys and
 // values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
-// Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one). The
-// stream does not stop at barriers: a ring of 180 KB holds what memory gives in 8 us. Time is lost only where a chain
-// of dependencies takes longer than that and the bytes that are used up on the way: from the end of one layer's `down`
-// to the next one's `gate_up` four waits for the grid, two norms and attention follow each other.
+// Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one, eight
+// with packed weights). The stream does not stop at barriers: a ring of 180 KB holds what memory gives in 8 us. Time is
+// lost only where a chain of dependencies takes longer than that and the bytes that are used up on the way: from the
+// end of one layer's `down` to the next one's `gate_up` four waits for the grid, two norms and attention follow each
+// other.
 //
 // Arithmetic is the same for one row and for many: decode_product.cuh, decode_attention.cuh and decode_norm.cuh say in
 // what order sums are made.
@@ -117,6 +118,26 @@ __device__ inline void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16*
   copy_async_wait<0>();
 }
 
+/// All consumers of all blocks: makes digits of several rows in bf16, in their places.
+/// @param groups  [rows, columns / 32], for the rows' groups
+template <bool kHasSums>
+__device__ void make_digits_of(const Operand& operand, DigitGroup* groups, int rows) {
+  const int lanes_in_row = operand.pitch / 8;  // with 16 bytes each
+  const int lanes = rows * lanes_in_row;
+  const int threads = static_cast<int>(gridDim.x) * kConsumers;
+  // Warps stay together; a row's columns are whole groups of four lanes.
+  for (int first = static_cast<int>(blockIdx.x) * kConsumers; first < lanes; first += threads) {
+    const int i = first + thread_index();
+    const bool is_there = i < lanes;
+    auto* const at = reinterpret_cast<uint4*>(operand.rows) + (is_there ? i : 0);
+    uint4 step = __ldcg(at);
+    const DigitGroup group = make_digits<kHasSums>(step);
+    if (!is_there) continue;
+    __stcg(at, step);
+    if (i % 4 == 0) groups[i / 4] = group;
+  }
+}
+
 template <int kRows, int kLaneDims, WeightType kHead, KvType kKv, class Clock, class Format>
 __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared, int rows) {
   const int hidden = model.hidden;
@@ -162,7 +183,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       __nv_bfloat16* const to = kRows == 1 ? operand : model.normalized + offset;
       if constexpr (kTakesDigits<Format>) {
         const DigitRow row{reinterpret_cast<std::byte*>(to),
-                           kRows == 1 ? operand_groups : model.normalized_groups + own_row * group_count};
+                           kRows == 1 ? operand_groups : model.operand_groups + own_row * group_count};
         residual.normalize_to_digits(
             shared, model.norm_eps,
             [&](int unit, const FourDigits& four, const DigitGroup& group) { row.put(unit, four, group); });
@@ -178,7 +199,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       copy_operand(operand, model.normalized, rows, hidden);
       if constexpr (kTakesDigits<Format>) {
         for (int i = static_cast<int>(threadIdx.x); i < rows * group_count; i += kConsumers) {
-          const float2 group = __ldcg(reinterpret_cast<const float2*>(model.normalized_groups) + i);
+          const float2 group = __ldcg(reinterpret_cast<const float2*>(model.operand_groups) + i);
           operand_groups[i] = {group.x, group.y};
         }
       }
@@ -210,6 +231,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
           return PackedRowOperand{{reinterpret_cast<std::byte*>(operand), operand_groups},
                                   is_normalized ? nullptr : rows_of_kind.rows};
         } else if constexpr (kTakesDigits<Format>) {
+          if (kind == Kind::kDown)
+            return PackedOperand{rows_of_kind, model.operand_groups, shape.columns / kDigitColumns};
           return PackedOperand{rows_of_kind, is_normalized ? operand_groups : nullptr, group_count};
         } else if constexpr (kRows == 1) {
           return PlainRowOperand{rows_of_kind.rows};
@@ -303,6 +326,14 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       if (is_attention) runs = BlockRuns<kKv>(model, shared, cache, rows, dealer);
       slots = deal(is_attention ? Kind::kAttentionOut : Kind::kDown);
       grid.wait();
+      if constexpr (kTakesDigits<Format> && kRows > 1) {
+        if (!is_attention) {
+          make_digits_of<kNeedsSums<Format::kLayers>>(Operand{model.activated, model.intermediate},
+                                                      model.operand_groups, rows);
+          grid.arrive();
+          grid.wait();
+        }
+      }
       clock.has_waited(phase_of(kind));
     }
     if (is_head) break;

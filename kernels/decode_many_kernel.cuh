@@ -124,7 +124,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   GridBarrier<true> grid(reinterpret_cast<unsigned*>(model.exchange), 0);
   TileDealer dealer;
   Progress progress{.has_whole_scratch = has_whole_scratch};
-  const FragmentOperand normalized{model.normalized, hidden, model.normalized_groups};
+  const FragmentOperand normalized{model.normalized, hidden,
+                                   kLayers == WeightType::kBf16 ? nullptr : model.operand_groups};
   const FragmentOperand attended{model.attended, query_size};
   const FragmentOperand activated{model.activated, model.intermediate};
   const auto split_product = [&](Kind kind, float* to) {
@@ -186,27 +187,43 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     consumer_barrier();  // before the next row's sums take the place of this one's
   }
   wait_for_grid();
-  for (int i = 0; i < model.layers; ++i) {
-    const DecodeLayer& layer = model.layer[i];
+  // Attention and MLP are alike: two products with something between them, and the norm of what is added. There is one
+  // copy of the code for split products and for norms: the instruction cache holds little more than a layer's.
+  for (int half = 0; half < 2 * model.layers; ++half) {
+    const bool is_attention = half % 2 == 0;
+    const DecodeLayer& layer = model.layer[half / 2];
     const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
-    multiply_split<kRows, true>(shared, shape_of(model, Kind::kQkv), normalized, rows, progress, qkv);
-    grid.arrive();
-    BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
-    grid.wait();
-    attend<kKv, kLaneDims>(model, cache, shared, runs, qkv, CombinedResults<FragmentOperand>{attended},
-                           progress.next_piece);
-    wait_for_grid();
-    multiply_split<kRows, false>(shared, shape_of(model, Kind::kAttentionOut), attended, rows, progress, attention_out);
-    add_and_normalize(attention_out, layer.attention_post_norm, layer.mlp_norm);
-
-    multiply_whole<kRows, kLayers>(shared, shape_of(model, Kind::kGateUp), normalized, rows, totals, dealer, progress,
-                                   [&](int row, int output, float2 gate_up) {
-                                     *activated.at(row, output) = __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
-                                   });
-    wait_for_grid();
-    multiply_split<kRows, false>(shared, shape_of(model, Kind::kDown), activated, rows, progress, down);
-    add_and_normalize(down, layer.mlp_post_norm,
-                      i + 1 < model.layers ? model.layer[i + 1].attention_norm : model.final_norm);
+    if (!is_attention) {
+      multiply_whole<kRows, kLayers>(shared, shape_of(model, Kind::kGateUp), normalized, rows, totals, dealer, progress,
+                                     [&](int row, int output, float2 gate_up) {
+                                       *activated.at(row, output) = __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
+                                     });
+      wait_for_grid();
+    }
+    SplitProduct split;
+#pragma unroll 1
+    for (int second = is_attention ? 0 : 1; second < 2; ++second) {
+      const Kind kind = !is_attention ? Kind::kDown : second == 0 ? Kind::kQkv : Kind::kAttentionOut;
+      const MatrixShape shape = shape_of(model, kind);
+      split = {kind == Kind::kQkv ? model.qkv : model.projected, shape.outputs, model.rows_held,
+               shape.pieces_in_tile()};
+      multiply_split<kRows>(shared, shape,
+                            kind == Kind::kQkv            ? normalized
+                            : kind == Kind::kAttentionOut ? attended
+                                                          : activated,
+                            rows, progress, split);
+      if (second == 1) break;
+      grid.arrive();
+      BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
+      grid.wait();
+      attend<kKv, kLaneDims>(model, cache, shared, runs, split, CombinedResults<FragmentOperand>{attended},
+                             progress.next_piece);
+      wait_for_grid();
+    }
+    const float* const next_norm = is_attention                  ? layer.mlp_norm
+                                   : half < 2 * model.layers - 1 ? (&layer)[1].attention_norm
+                                                                 : model.final_norm;
+    add_and_normalize(split, is_attention ? layer.attention_post_norm : layer.mlp_post_norm, next_norm);
   }
   with_head_type<kLayers>(model, [&]<WeightType kType>(TypeConstant<kType>) {
     multiply_whole<kRows, kType>(shared, shape_of(model, Kind::kHead), normalized, rows, totals, dealer, progress,

@@ -135,7 +135,7 @@ struct FragmentOperand {
 
   __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
   int columns;
-  DigitGroup* groups = nullptr;  // of what is in digits: [rows, columns / 32]
+  DigitGroup* groups;  // of what is in digits: [rows, columns / 32]; else null
 
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
@@ -258,8 +258,7 @@ __device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
 
 /// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
 /// the columns of one step class, in digits.
-/// @tparam kAreDigits  whether the operand is in digits, too, else in bf16
-template <WeightType kType, int kUnits, int kRows, bool kAreDigits>
+template <WeightType kType, int kUnits, int kRows>
 class HeldClass {
  public:
   static constexpr int kRowTiles = kRows / kRowsInFragment;
@@ -268,6 +267,7 @@ class HeldClass {
 
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
     steps_ = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
+    are_digits_ = operand.groups != nullptr;
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
       // What is read instead of rows and steps that do not exist is not used.
@@ -278,7 +278,7 @@ class HeldClass {
         const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
         first_[tile][i] = __ldcg(fragments + lane_index());
         second_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
-        if constexpr (kAreDigits) {
+        if (are_digits_) {
           const int row = row_tile * kRowsInFragment + lane_index() / 4;
           const auto group = [&](int of_row) {
             const float2 both = __ldcg(reinterpret_cast<const float2*>(operand.group_at(of_row, first)));
@@ -293,19 +293,18 @@ class HeldClass {
 
   /// Makes ready what was fetched.
   __device__ void prepare() {
-    if constexpr (!kAreDigits) {
+    if (are_digits_) return;
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
+    for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          uint4& first = first_[tile][i];
-          uint4& second = second_[tile][i];
-          uint4 rows[2] = {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
+      for (int i = 0; i < kUnits; ++i) {
+        uint4& first = first_[tile][i];
+        uint4& second = second_[tile][i];
+        uint4 rows[2] = {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
 #pragma unroll
-          for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_digits<kNeedsSums<kType>>(rows[j]);
-          first = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
-          second = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
-        }
+        for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_digits<kNeedsSums<kType>>(rows[j]);
+        first = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
+        second = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
       }
     }
   }
@@ -391,18 +390,19 @@ class HeldClass {
   }
 
   int steps_;
+  bool are_digits_;  // what was fetched
   // Of a step the upper digits, and the lower ones; as fetched in bf16, the first 16 columns, and the others.
   uint4 first_[kRowTiles][kUnits], second_[kRowTiles][kUnits];
   DigitGroup groups_[kRowTiles][kUnits][2];  // of rows g and g + 8
 };
 
 /// What a warp holds of a panel of weights of type kType.
-template <WeightType kType, int kColumns, int kRows, bool kIsNormalized>
+template <WeightType kType, int kColumns, int kRows>
 struct HeldFor {
-  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows, kIsNormalized>;
+  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows>;
 };
-template <int kColumns, int kRows, bool kIsNormalized>
-struct HeldFor<WeightType::kBf16, kColumns, kRows, kIsNormalized> {
+template <int kColumns, int kRows>
+struct HeldFor<WeightType::kBf16, kColumns, kRows> {
   using Type = HeldOperand<kRows>;
 };
 
@@ -556,12 +556,11 @@ struct SplitProduct {
 };
 
 /// One product whose sums are left piece by piece.
-/// @tparam kIsNormalized  whether it is of normalised rows, which packed weights take in digits
-template <int kRows, bool kIsNormalized, class Format>
+template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, Progress& progress, const SplitProduct& out) {
   const int outputs = matrix.outputs;
-  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows, kIsNormalized>::Type;
+  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows>::Type;
   multiply_panels<Held, kRows>(
       shared, operand, rows, SplitPanels(matrix), progress, [&](const Panel& panel, int tile, int index, float2 sum) {
         const int row = index / 4;
@@ -589,7 +588,7 @@ __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& 
   const int rows_in_tile = matrix.rows_in_tile();
   const int outputs = is_gate_up ? matrix.outputs / 2 : matrix.outputs;
   constexpr int kColumns = columns_in_piece<Format, kType>();
-  using Held = typename HeldFor<kType, kColumns, kRows, true>::Type;
+  using Held = typename HeldFor<kType, kColumns, kRows>::Type;
   multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), progress,
                                [&](const Panel& panel, int tile, int index, float2 sum) {
                                  float2* const total = totals.sums + tile * kPairs + index;

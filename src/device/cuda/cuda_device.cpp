@@ -156,9 +156,9 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
       pieces(std::max(config.query_size(), config.intermediate_size)) * group * size(config.hidden_size);
   const std::size_t whole_tiles = size(ceil_div(s.group_rows, kRowsInFragment) * kRowsInFragment);
   s.decode_normalized = whole_tiles * size(config.hidden_size);
-  s.decode_groups = s.decode_normalized / kGroupColumns;
   s.decode_attended = whole_tiles * size(config.query_size());
   s.decode_activated = whole_tiles * size(config.intermediate_size);
+  s.decode_groups = std::max(s.decode_normalized, s.decode_activated) / kGroupColumns;
   shape.max_blocks = s.max_blocks;
   s.decode_messages = decode_messages_size(shape);
   s.partial_sums = heads * size(s.max_blocks);
@@ -347,7 +347,7 @@ DecodeModel CudaDevice::decode_model(int first_row, int launch) const {
   m.residual[0] = decode_residual_.data();
   m.residual[1] = decode_residual_.data() + size(group_rows_) * size(config_.hidden_size);
   m.normalized = decode_normalized_.data();
-  m.normalized_groups = decode_groups_.data();
+  m.operand_groups = decode_groups_.data();
   m.rows_held = group_rows_;
   m.qkv = decode_qkv_.data();
   m.partials = decode_partials_.data();
