@@ -583,35 +583,41 @@ __device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& s
   unsigned* arrivals =
       model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
 
-  // One loop for blocks and groups, and not a copy of it for each: the code stays small enough for the instruction
-  // cache.
-#pragma unroll 1
-  for (bool are_groups = false;; are_groups = true) {
-    const int count = are_groups ? groups : run.blocks_in_group();
-    if (!report_done(shared, arrivals + (are_groups ? groups_wide : group), are_groups ? 1 : run.count, count)) return;
-    const int wide = are_groups ? groups_wide : model.max_blocks;
-    const std::size_t first = static_cast<std::size_t>(first_head) * wide + (are_groups ? 0 : group * kBlocksInGroup);
-    const float* const outs = (are_groups ? model.group_partials : model.partials) + first * head_dim;
-    const float2* const sums = (are_groups ? model.group_sums : model.partial_sums) + first;
-    const bool is_all = are_groups || groups == 1;
+  const auto finish = [&](int head, int dim, float2 values, const Softmax& softmax) {
+    const int element = (run.kv_head * group_heads + head) * head_dim + dim;
+    __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)),
+           pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
+  };
+  /// Combines partial results of which each head has `wide`, from `first` of the first head on.
+  const auto combine_partials = [&](const float* outs, const float2* sums, int wide, int first, int count,
+                                    const auto& done) {
+    const std::size_t begin = static_cast<std::size_t>(first_head) * wide + first;
     combine<kBlocksInGroup>(
         count, group_heads, head_dim,
         [&](int head, int part, int dim) {
-          return __ldcg(reinterpret_cast<const float2*>(outs + (head * wide + part) * head_dim + dim));
+          return __ldcg(reinterpret_cast<const float2*>(outs + (begin + head * wide + part) * head_dim + dim));
         },
-        [&](int head, int part) { return __ldcg(sums + head * wide + part); },
-        [&](int head, int dim, float2 values, const Softmax& softmax) {
-          if (is_all) {
-            const int element = (run.kv_head * group_heads + head) * head_dim + dim;
-            __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)),
-                   pack_bf16(values.x / softmax.sum, values.y / softmax.sum));
-            return;
-          }
-          const std::size_t at = static_cast<std::size_t>(first_head + head) * groups_wide + group;
-          __stcg(reinterpret_cast<float2*>(model.group_partials + at * head_dim + dim), values);
-          if (dim == 0) __stcg(model.group_sums + at, make_float2(softmax.largest, softmax.sum));
-        });
-    if (is_all) return;
+        [&](int head, int part) { return __ldcg(sums + begin + head * wide + part); }, done);
+  };
+  if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
+  const int first = group * kBlocksInGroup;
+  if (groups == 1) {
+    combine_partials(model.partials, model.partial_sums, model.max_blocks, first, run.blocks_in_group(), finish);
+    return;
+  }
+  // One copy of the code for both: the instruction cache holds little more than a layer's.
+#pragma unroll 1
+  for (bool are_groups = false;; are_groups = true) {
+    combine_partials(are_groups ? model.group_partials : model.partials,
+                     are_groups ? model.group_sums : model.partial_sums, are_groups ? groups_wide : model.max_blocks,
+                     are_groups ? 0 : first, are_groups ? groups : run.blocks_in_group(),
+                     [&](int head, int dim, float2 values, const Softmax& softmax) {
+                       if (are_groups) return finish(head, dim, values, softmax);
+                       const std::size_t at = static_cast<std::size_t>(first_head + head) * groups_wide + group;
+                       __stcg(reinterpret_cast<float2*>(model.group_partials + at * head_dim + dim), values);
+                       if (dim == 0) __stcg(model.group_sums + at, make_float2(softmax.largest, softmax.sum));
+                     });
+    if (are_groups || !report_done(shared, arrivals + groups_wide, 1, groups)) return;
   }
 }
 
