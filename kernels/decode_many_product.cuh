@@ -20,12 +20,9 @@
 
 namespace gemma {
 
-/// Tiles that are multiplied between two barriers: as many as scratch memory has room for, and packed ones registers.
-__host__ __device__ constexpr int tiles_at_once(WeightType type, int rows) {
-  return type == WeightType::kBf16 && rows <= 32 ? 4 : 2;
-}
-inline constexpr int kMaxTilesAtOnce = 4;
-static_assert(kMaxTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages && kMaxTilesAtOnce <= kConsumerWarps);
+/// Tiles that are multiplied between two barriers.
+inline constexpr int kTilesAtOnce = 2;
+static_assert(kTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages && kTilesAtOnce <= kConsumerWarps);
 
 /// Tiles of one piece of columns that a block works on one after the other: first_tile, first_tile + tile_step, ...
 struct Panel {
@@ -267,7 +264,6 @@ class HeldClass {
   static constexpr int kRowTiles = kRows / kRowsInFragment;
   static constexpr bool kFitsTwice = kRows <= 32;  // into a thread's registers
   static constexpr int kParts = kClasses;
-  static constexpr int kTilesAtOnce = tiles_at_once(kType, kRows);
   static_assert(kTilesAtOnce <= 2);
 
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
@@ -420,7 +416,7 @@ struct Progress {
 /// Bytes of half of the scratch memory that multiply_panels needs.
 __host__ __device__ constexpr int panel_scratch_bytes(WeightType type, int rows) {
   const int parts = type == WeightType::kBf16 && rows > kRowsInFragment ? HeldOperand<32>::kParts : kClasses;
-  return tiles_at_once(type, rows) * parts * rows * kPieceRows * 4;
+  return kTilesAtOnce * parts * rows * kPieceRows * 4;
 }
 
 /// Adds up sums, neighbours first.
@@ -440,7 +436,6 @@ template <class Held, int kRows, class Format, class Panels, class Done>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
                                 Progress& progress, const Done& done) {
   constexpr int kPairs = kRows * kPieceRows / 2;
-  constexpr int kTilesAtOnce = tiles_at_once(Format::kLayers, kRows);
   const bool has_whole_scratch = Format::kLayers == WeightType::kBf16 || progress.has_whole_scratch;
   const int lane = lane_index();
   const Stream<Format>& stream = shared.stream;
@@ -468,7 +463,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
       int own_stage = place.stage + warp_index();  // which this warp lets go
       if (own_stage >= stream.stages) own_stage -= stream.stages;
       if constexpr (Format::kLayers == WeightType::kBf16) {
-#pragma unroll 2
+#pragma unroll
         for (int j = 0; j < kTilesAtOnce; ++j) {
           if (j >= tiles) continue;
           barrier_wait(&stream.full[place.stage], place.parity);

@@ -68,9 +68,6 @@ class RowDigits {
   DigitGroup found[Steps::kPairs];  // of the steps whose sums it finds
   int columns;                      // of the piece
 
-  /// What the lane feeds to one of a pair's two uses of the tensor cores.
-  __device__ uint2 fed_to(int pair, int use) const { return Steps::fed_use() == use ? fed[pair] : uint2{0, 0}; }
-
   /// Asks for the row's numbers in bf16, if they are.
   /// @param column             the piece's first
   /// @param columns_in_piece   that there are
@@ -85,7 +82,7 @@ class RowDigits {
         const int step = Steps::fed(first_made() + i);
         const auto* const from = operand.row + column + kDigitColumns * step + lane_index() % 4 * 8;
         asked_[i] = make_uint4(0, 0, 0, 0);
-        if (is_there && kDigitColumns * step < columns) asked_[i] = *reinterpret_cast<const uint4*>(from);
+        if (is_there && kDigitColumns * step < columns) asked_[i] = __ldcg(reinterpret_cast<const uint4*>(from));
       }
     }
   }
@@ -119,7 +116,7 @@ class RowDigits {
 #pragma unroll
     for (int i = 0; i < kMade; ++i) {
       LaneDigits digits = asked_[i];
-      made[i] = make_digits<false>(digits);
+      made[i] = make_digits<kHasSums>(digits);
       const uint2 upper = {digits.x, digits.y}, lower = {digits.z, digits.w};
       const uint2 kept = is_lower ? lower : upper, given = is_lower ? upper : lower;
       const uint2 got = {__shfl_xor_sync(~0u, given.x, 4), __shfl_xor_sync(~0u, given.y, 4)};
@@ -131,21 +128,8 @@ class RowDigits {
       const int t = lane_index() % 4;
       const int maker = 16 * (t / 2) + 8 * (t % 2) + 4 * (p / kMade);  // a lane that has made the pair's step
       found[p].scale = __shfl_sync(~0u, made[p % kMade].scale, maker);
-      found[p].sum = kHasSums ? sum_found(p) : 0;
+      found[p].sum = kHasSums ? __shfl_sync(~0u, made[p % kMade].sum, maker) : 0;
     }
-  }
-
-  /// The sum of the step that the lane finds: its digits multiplied by ones.
-  __device__ float sum_found(int pair) const {
-    constexpr std::uint32_t kOnes = 0x01010101;
-    int sums[4];
-    clear_digit_sums(sums);
-#pragma unroll
-    for (int use = 0; use < 2; ++use) {
-      const uint2 digits = fed_to(pair, use);
-      multiply_accumulate(sums, kOnes, kOnes, kOnes, kOnes, digits.x, digits.y);
-    }
-    return join_digits(sums[0], sums[1]);
   }
 
   int column_;
@@ -222,7 +206,7 @@ __device__ float multiply_packed_by_row(const Stream<Format>& stream, int piece,
       std::uint32_t first[2], second[2];
       weights.unpack(first, 2 * p + use);
       weights.unpack(second, 2 * p + use + Steps::kInHalf);
-      const uint2 digits = row.fed_to(p, use);
+      const uint2 digits = Steps::fed_use() == use ? row.fed[p] : uint2{0, 0};
       multiply_accumulate(of_digits, first[0], second[0], first[1], second[1], digits.x, digits.y);
     }
     const float codes = join_digits(is_second ? of_digits[2] : of_digits[0], is_second ? of_digits[3] : of_digits[1]);

@@ -68,9 +68,9 @@ struct StreamFormat<WeightType::kQ8> {
   static constexpr int kProducers = 2;
   static constexpr int kMinStages = kConsumerWarps + kProducers;
   static constexpr int kMaxStages = 52;
-  static constexpr int kPiecesInFlight = 6;
-  static constexpr int kPiecesIfHungry = 6;
-  static constexpr int kHungryPieces = 0;
+  static constexpr int kPiecesInFlight = 8;
+  static constexpr int kPiecesIfHungry = 12;
+  static constexpr int kHungryPieces = 16;
   static constexpr bool kSendsMessages = false;
 };
 
