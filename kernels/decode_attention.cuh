@@ -535,24 +535,50 @@ __device__ void merge(int count, Softmax& softmax, float2& values, const Partial
   }
 }
 
-/// Combines `count` partial results over neighbouring keys, in order, kAtOnce of them at a time. Thread i of the
-/// consumers works on pairs of elements i, i + kConsumers, ... of `heads` heads. Calls done(head, dim, values, softmax)
-/// for each.
+/// Combines `count` partial results over neighbouring keys, in order, kAtOnce of them at a time, as merge() does. A
+/// warp works on 32 pairs of elements of one head at a time; its lanes share out what is the same for all of them, the
+/// weights of the partial results. Calls done(head, dim, values, softmax) for each pair.
 template <int kAtOnce, class PartialOut, class PartialSums, class Done>
 __device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
                         const PartialSums& partial_sums, const Done& done) {
-  const int pairs = head_dim / 2;
-  for (int i = thread_index(); i < heads * pairs; i += kConsumers) {
-    const int head = i / pairs;
-    const int dim = i % pairs * 2;
+  static_assert(kAtOnce <= 32);
+  const int lane = lane_index();
+  const int chunks = (head_dim + 63) / 64;  // of 32 pairs
+  for (int unit = warp_index(); unit < heads * chunks; unit += kConsumerWarps) {
+    const int head = unit / chunks;
+    const int dim = (unit - head * chunks) * 64 + 2 * lane;
+    const bool has_pair = dim < head_dim;
     Softmax softmax{kMaskedScore, 0};
     float2 values = {0, 0};
     for (int first = 0; first < count; first += kAtOnce) {
-      merge<kAtOnce>(
-          count - first, softmax, values, [&](int j) { return partial_sums(head, first + j); },
-          [&](int j) { return partial_out(head, first + j, dim); });
+      const int parts = min(kAtOnce, count - first);
+      float2 sums = {kMaskedScore, 0};  // of part `lane`
+      if (lane < parts) sums = partial_sums(head, first + lane);
+      float2 outs[kAtOnce] = {};
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (j < parts && has_pair) outs[j] = partial_out(head, first + j, dim);
+      }
+      float largest = fmaxf(softmax.largest, sums.x);
+#pragma unroll
+      for (int offset = 1; offset < kAtOnce; offset *= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
+      largest = __shfl_sync(~0u, largest, 0);
+      const float weight = expf(sums.x - largest);
+      const float before = expf(softmax.largest - largest);
+      softmax = {largest, softmax.sum * before};
+      values = {values.x * before, values.y * before};
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const float part_weight = __shfl_sync(~0u, weight, j);
+        const float part_sum = __shfl_sync(~0u, sums.y, j);
+        if (j >= parts) continue;
+        softmax.sum = fmaf(part_weight, part_sum, softmax.sum);
+        values.x = fmaf(part_weight, outs[j].x, values.x);
+        values.y = fmaf(part_weight, outs[j].y, values.y);
+      }
     }
-    done(head, dim, values, softmax);
+    if (has_pair) done(head, dim, values, softmax);
   }
 }
 
