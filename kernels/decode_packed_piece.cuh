@@ -82,7 +82,7 @@ class RowDigits {
         const int step = Steps::fed(first_made() + i);
         const auto* const from = operand.row + column + kDigitColumns * step + lane_index() % 4 * 8;
         asked_[i] = make_uint4(0, 0, 0, 0);
-        if (is_there && kDigitColumns * step < columns) asked_[i] = __ldcg(reinterpret_cast<const uint4*>(from));
+        if (is_there && kDigitColumns * step < columns) asked_[i] = *reinterpret_cast<const uint4*>(from);
       }
     }
   }

@@ -1,4 +1,4 @@
-// Decoding far beyond the window: with local layers alone, neither memory nor the time of a token grows with the text.
+// Decoding far beyond the window: what local layers take does not grow with the text, neither memory nor time.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +8,7 @@
 #include <iostream>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "model/model_file.h"
@@ -29,7 +30,7 @@ std::size_t free_memory() {
   return free;
 }
 
-Config local_config() {
+Config config_of(std::vector<LayerKind> layers) {
   Config config;
   config.hidden_size = 64;
   config.intermediate_size = 96;
@@ -40,7 +41,7 @@ Config local_config() {
   config.window = 256;
   config.context = kTokens;
   config.query_pre_attn_scalar = 64;
-  config.layers = {LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal};
+  config.layers = std::move(layers);
   return config;
 }
 
@@ -100,7 +101,7 @@ class LongDecode {
 };
 
 TEST(LongDecode, TakesConstantMemoryAndTimeATokenWithLocalLayersAlone) {
-  const Model model = random_model(local_config(), 1);
+  const Model model = random_model(config_of({LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal}), 1);
   constexpr int kFirstToken = 5;
   LongDecode decode(model);
   decode.draw(kBlock, kFirstToken);  // what is made when it is first needed is made here
@@ -135,6 +136,36 @@ TEST(LongDecode, TakesConstantMemoryAndTimeATokenWithLocalLayersAlone) {
   naive::Vectors expected;
   for (const std::vector<float>& row : ending(RowKind::kPrompt)) expected.emplace_back(row.begin(), row.end());
   EXPECT_LT(largest_difference(generated, expected), device_kinds().back().tolerance);
+}
+
+/// Milliseconds a token at both ends of the text.
+struct Ends {
+  double first, last;
+};
+
+/// Checks that memory stays as it is, too.
+Ends draw_all(const Config& config) {
+  const Model model = random_model(config, 1);
+  LongDecode decode(model);
+  decode.draw(kBlock, 5);
+  const std::size_t free_at_start = free_memory();
+  std::vector<double> times;
+  while (static_cast<int>(decode.tokens().size()) < kTokens) times.push_back(decode.draw(kBlock, 5));
+  EXPECT_EQ(free_memory(), free_at_start);
+  return {median({times.begin(), times.begin() + kCompared}) / kBlock,
+          median({times.end() - kCompared, times.end()}) / kBlock};
+}
+
+TEST(LongDecode, TakesAsLongForLocalLayersAtTheEndOfATextAsAtItsBegin) {
+  constexpr LayerKind kLocal = LayerKind::kLocal, kGlobal = LayerKind::kGlobal;
+  const Ends usual = draw_all(config_of({kLocal, kGlobal, kLocal, kGlobal, kLocal, kGlobal}));
+  const Ends global = draw_all(config_of({kGlobal, kGlobal, kGlobal}));
+  const Ends local{usual.first - global.first, usual.last - global.last};
+  std::cout << "milliseconds a token, three local and three global layers: " << usual.first << " at first, "
+            << usual.last << " at last; of the global layers alone " << global.first << " and " << global.last
+            << ", which leaves the local ones " << local.first << " and " << local.last << "\n";
+  EXPECT_GT(global.last, global.first);
+  EXPECT_LT(local.last, 1.2 * local.first);
 }
 
 TEST(LongDecode, KeepsRingsOfThePlannedBytesFor2BAtItsContext) {
