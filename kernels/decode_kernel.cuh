@@ -106,6 +106,12 @@ __host__ __device__ constexpr bool sends_messages(int architecture, int rows) {
 template <class Format>
 inline constexpr bool kTakesDigits = Format::kLayers != WeightType::kBf16;
 
+/// Elements of bf16, or as many bytes of digits, that a block's rows of normalised activations take.
+template <class Format>
+__host__ __device__ int operand_elements(int hidden, int rows) {
+  return kTakesDigits<Format> && rows == 1 ? padded_columns(hidden) : rows * operand_pitch(hidden);
+}
+
 /// All consumers: copies the rows that normalize() has written to memory to where the next product reads them.
 /// @param operand  rows operand_pitch(hidden) apart
 __device__ inline void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16* normalized, int rows, int hidden) {
@@ -155,13 +161,12 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   int next_piece = 0;
   constexpr bool kHasOtherHead = kHead != Format::kLayers;
   __nv_bfloat16* const operand = reinterpret_cast<__nv_bfloat16*>(shared.rest);
-  constexpr bool kIsPadded = kTakesDigits<Format> && kRows == 1;
-  char* const behind_operand = shared.rest + (kIsPadded ? padded_columns(hidden) : rows * operand_pitch(hidden)) * 2;
+  char* const behind_operand = shared.rest + operand_elements<Format>(hidden, rows) * 2;
   float* const kept_row = reinterpret_cast<float*>(behind_operand);  // with messages
   const int group_count = hidden / kDigitColumns;                    // of a row in digits
   DigitGroup* const operand_groups = reinterpret_cast<DigitGroup*>(behind_operand);
 
-  if constexpr (kIsPadded) {
+  if constexpr (kTakesDigits<Format> && kRows == 1) {
     for (int step = group_count + warp_index(); step < padded_columns(hidden) / kDigitColumns; step += kConsumerWarps) {
       operand[step * kDigitColumns + lane_index()] = __float2bfloat16_rn(0.0f);  // digits of as many bytes
       if (lane_index() == 0) operand_groups[step] = {0, 0};
@@ -386,10 +391,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 template <class Format>
 int fixed_bytes(int hidden, int rows) {
   const int architecture = architecture_of_code();
-  const int columns = !kTakesDigits<Format> || rows > 1 ? hidden : padded_columns(hidden);
-  const int group_bytes = kTakesDigits<Format> ? columns / kDigitColumns * static_cast<int>(sizeof(DigitGroup)) : 0;
-  const int operand_bytes =
-      rows * ((kTakesDigits<Format> && rows == 1 ? columns : operand_pitch(columns)) * 2 + group_bytes);
+  const int elements = operand_elements<Format>(hidden, rows);
+  const int groups = kTakesDigits<Format> ? elements / kDigitColumns : 0;
+  const int operand_bytes = elements * 2 + groups * static_cast<int>(sizeof(DigitGroup));
   if (rows > 1) return sizes_for<Format, kFewRows>(architecture).fixed_bytes() + operand_bytes;
   const int row_bytes = sends_messages<Format>(architecture, rows) ? hidden * 4 : 0;
   return sizes_for<Format, 1>(architecture).fixed_bytes() + operand_bytes + row_bytes;
