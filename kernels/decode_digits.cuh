@@ -47,7 +47,7 @@ __device__ inline std::uint32_t in_units_of(float scale, float x) {
   // The inverse of a power of two.
   return __float_as_uint(fmaf(x, __uint_as_float(0x7f000000u - __float_as_uint(scale)), kMiddle + 128.0f));
 }
-/// The sum of some of them, without what was added to each.
+/// The sum of some of them, less what was added to each.
 template <int kCount>
 __device__ int sum_in_units(const std::uint32_t (&numbers)[kCount]) {
   unsigned sum = 0;  // in units of NaN, too large for one with a sign
@@ -91,8 +91,8 @@ struct DigitPlace {
   __device__ static bool is_first(int unit) { return unit % (kDigitColumns / 4) == 0; }
 };
 
-/// What a lane feeds to the tensor cores for 32 columns of a row: the digits of its first four columns, upper ones
-/// first, and of the others. As many bytes as in bf16, in the place of the same columns (operand_order()).
+/// What a lane feeds to the tensor cores for 32 columns of a row: the upper digits of its first four columns and of the
+/// others, then the lower ones. As many bytes as in bf16, in the place of the same columns (operand_order()).
 using LaneDigits = uint4;
 
 /// Makes digits of what a lane feeds to the tensor cores for 32 columns in bf16; by whole warps, of which four lanes t

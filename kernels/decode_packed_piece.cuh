@@ -69,9 +69,9 @@ class RowDigits {
   int columns;                      // of the piece
 
   /// Asks for the row's numbers in bf16, if they are.
-  /// @param column             the piece's first
-  /// @param columns_in_piece   that there are
-  /// @param is_there           whether there is a piece
+  /// @param column            the piece's first
+  /// @param columns_in_piece  that the matrix has of it
+  /// @param is_there          whether there is a piece
   __device__ void ask(const PackedRowOperand& operand, int column, int columns_in_piece, bool is_there) {
     column_ = column;
     columns = columns_in_piece;
