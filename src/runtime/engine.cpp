@@ -126,16 +126,26 @@ KvLayout plan_cache(int window, int context, Places places, KvType type) {
   return kv;
 }
 
-/// A chunk that nobody asked for gives way down to this one before a GPU's memory is called too small.
+/// A chunk that nobody asked for gives way down to this one before requests do without a place, or a GPU's memory is
+/// called too small.
 constexpr int kShortestChunk = 512;
 
-/// Calls make(places) with as many as fit; rather with half the sequences than without any prefix.
+/// Calls make(places, chunk) with as many places as fit; rather with half the sequences than without any prefix, and
+/// with the longest chunk that leaves them room.
 template <class Make>
-std::unique_ptr<Device> make_with_room(Places most, int fewest_sequences, const Make& make) {
-  for (Places places = most;;) {
+std::unique_ptr<Device> make_with_room(Places most, int fewest_sequences, int longest_chunk, int shortest_chunk,
+                                       const Make& make) {
+  Places places = most;
+  int chunk = longest_chunk;
+  for (;;) {
     try {
-      return make(places);
+      return make(places, chunk);
     } catch (const OutOfMemory&) {
+      if (chunk > shortest_chunk) {
+        chunk = std::max(chunk / 2, shortest_chunk);
+        continue;
+      }
+      chunk = longest_chunk;
       if (places.prefixes > 1 || (places.prefixes == 1 && places.sequences == fewest_sequences)) {
         places.prefixes /= 2;
       } else if (places.sequences > fewest_sequences) {
@@ -210,9 +220,9 @@ Engine::State::State(const EngineOptions& options) {
   const std::string why_not_cuda = why_not_on_cuda(model, kv_type(options.cache, /*is_on_gpu=*/true));
   const std::optional<int> gpu = choose_gpu(options.device, why_not_cuda);
   if (options.device == "auto" && !why_not_cuda.empty() && has_cuda_device()) info.why_not_cuda = why_not_cuda;
-  chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
   const KvType type = kv_type(options.cache, gpu.has_value());
-  const auto make_device = [&](Places places) {
+  const auto make_device = [&](Places places, int with_chunk) {
+    chunk = with_chunk;
     info.sequences = places.sequences;
     const KvLayout kv = plan_cache(info.window, info.context, places, type);
     const int max_rows = chunk + places.sequences;
@@ -221,14 +231,10 @@ Engine::State::State(const EngineOptions& options) {
   };
   const int usual = gpu ? kUsualSequences : kUsualSequencesOnCpu;
   const Places most{.sequences = options.sequences != 0 ? options.sequences : usual, .prefixes = prefixes};
-  while (!device) {
-    try {
-      device = make_with_room(most, options.sequences != 0 ? options.sequences : 1, make_device);
-    } catch (const OutOfMemory&) {
-      if (!gpu || options.chunk != 0 || chunk <= kShortestChunk) throw;
-      chunk = std::max(chunk / 2, kShortestChunk);
-    }
-  }
+  const int longest_chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
+  const int shortest_chunk = gpu && options.chunk == 0 ? std::min(kShortestChunk, longest_chunk) : longest_chunk;
+  device =
+      make_with_room(most, options.sequences != 0 ? options.sequences : 1, longest_chunk, shortest_chunk, make_device);
   read_ahead.reset();
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
