@@ -13,6 +13,7 @@
 #include "model/read_ahead.h"
 #include "runtime/answer.h"
 #include "runtime/kv_cache.h"
+#include "runtime/room.h"
 #include "runtime/scheduler.h"
 #include "runtime/transformer.h"
 #include "tokenizer/chat_template.h"
@@ -111,51 +112,18 @@ KvType kv_type(CacheType cache, bool is_on_gpu) {
   return is_on_gpu ? KvType::kBf16 : KvType::kF32;
 }
 
-/// What the cache has rings for: requests at once, and what their prompts share.
-struct Places {
-  int sequences = 1;
-  int prefixes = 0;
-};
-
 /// The cache for one request of any length, and others of the typical one.
-KvLayout plan_cache(int window, int context, Places places, KvType type) {
-  KvLayout kv = plan_kv_cache(window, context, places.sequences, type);
-  kv.rings = places.sequences + places.prefixes;
+KvLayout plan_cache(int window, int context, const Room& room, KvType type) {
+  KvLayout kv = plan_kv_cache(window, context, room.sequences, type);
+  kv.rings = room.sequences + room.prefixes;
   if (kv.rings == 1) return kv;
-  kv.pages = KvCache::pages_for(context) + places.sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
+  kv.pages = KvCache::pages_for(context) + room.sequences * KvCache::pages_for(std::min(context, kTypicalPositions));
   return kv;
 }
 
 /// A chunk that nobody asked for gives way down to this one before requests do without a place, or a GPU's memory is
 /// called too small.
 constexpr int kShortestChunk = 512;
-
-/// Calls make(places, chunk) with as many places as fit; rather with half the sequences than without any prefix, and
-/// with the longest chunk that leaves them room.
-template <class Make>
-std::unique_ptr<Device> make_with_room(Places most, int fewest_sequences, int longest_chunk, int shortest_chunk,
-                                       const Make& make) {
-  Places places = most;
-  int chunk = longest_chunk;
-  for (;;) {
-    try {
-      return make(places, chunk);
-    } catch (const OutOfMemory&) {
-      if (chunk > shortest_chunk) {
-        chunk = std::max(chunk / 2, shortest_chunk);
-        continue;
-      }
-      chunk = longest_chunk;
-      if (places.prefixes > 1 || (places.prefixes == 1 && places.sequences == fewest_sequences)) {
-        places.prefixes /= 2;
-      } else if (places.sequences > fewest_sequences) {
-        places = {places.sequences / 2, most.prefixes};
-      } else {
-        throw;
-      }
-    }
-  }
-}
 
 }  // namespace
 
@@ -221,20 +189,24 @@ Engine::State::State(const EngineOptions& options) {
   const std::optional<int> gpu = choose_gpu(options.device, why_not_cuda);
   if (options.device == "auto" && !why_not_cuda.empty() && has_cuda_device()) info.why_not_cuda = why_not_cuda;
   const KvType type = kv_type(options.cache, gpu.has_value());
-  const auto make_device = [&](Places places, int with_chunk) {
-    chunk = with_chunk;
-    info.sequences = places.sequences;
-    const KvLayout kv = plan_cache(info.window, info.context, places, type);
-    const int max_rows = chunk + places.sequences;
+  const Room most{.sequences = options.sequences != 0 ? options.sequences
+                               : gpu                  ? kUsualSequences
+                                                      : kUsualSequencesOnCpu,
+                  .prefixes = prefixes,
+                  .chunk = std::min(options.chunk != 0 ? options.chunk
+                                    : gpu              ? 4096
+                                                       : 512,
+                                    info.context)};
+  const Room least{.sequences = options.sequences != 0 ? options.sequences : 1,
+                   .chunk = gpu && options.chunk == 0 ? std::min(kShortestChunk, most.chunk) : most.chunk};
+  device = make_with_room(most, least, [&](const Room& room) {
+    chunk = room.chunk;
+    info.sequences = room.sequences;
+    const KvLayout kv = plan_cache(info.window, info.context, room, type);
+    const int max_rows = room.chunk + room.sequences;
     return gpu ? make_cuda_device(model, {.ordinal = *gpu, .max_rows = max_rows, .kv = kv})
                : make_cpu_device(model, {.threads = options.threads, .max_rows = max_rows, .kv = kv});
-  };
-  const int usual = gpu ? kUsualSequences : kUsualSequencesOnCpu;
-  const Places most{.sequences = options.sequences != 0 ? options.sequences : usual, .prefixes = prefixes};
-  const int longest_chunk = std::min(options.chunk != 0 ? options.chunk : gpu ? 4096 : 512, info.context);
-  const int shortest_chunk = gpu && options.chunk == 0 ? std::min(kShortestChunk, longest_chunk) : longest_chunk;
-  device =
-      make_with_room(most, options.sequences != 0 ? options.sequences : 1, longest_chunk, shortest_chunk, make_device);
+  });
   read_ahead.reset();
   cache.emplace(*device);
   const int mixed_chunk = std::min(chunk, gpu ? kMixedChunk : kMixedChunkOnCpu);
