@@ -156,8 +156,8 @@ struct DecodeModel {
   float2* group_sums;          ///< [rows, heads, max_groups]
   __nv_bfloat16* attended;     ///< [rows, heads * head_dim]: the next product's input
   float* projected;            ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]
-  __nv_bfloat16* activated;    ///< [rows, intermediate]: the next product's input
-  float* logits;               ///< [rows, vocab], soft-capped, rows logits_pitch apart
+  __nv_bfloat16* activated;  ///< [rows, intermediate]: the next product's input; few rows become digits in their places
+  float* logits;             ///< [rows, vocab], soft-capped, rows logits_pitch apart
   std::size_t logits_pitch;
 
   DecodeMessages messages;       ///< of a single row, where the kernel sends them

@@ -61,11 +61,12 @@ struct FourDigits {
   std::uint32_t upper, lower;
 };
 
-/// @param pairs  of numbers from in_units_of(), each two in the halves of a word: columns 2t and 2t + 1, then 2t + 8
-/// and 2t + 9
+/// @param first_pair   what in_units_of() gives for columns 2t and 2t + 1, as pair_of() puts them together
+/// @param second_pair  the same for columns 2t + 8 and 2t + 9
 __device__ inline FourDigits digits_of(std::uint32_t first_pair, std::uint32_t second_pair) {
   return {__byte_perm(first_pair, second_pair, 0x7351), __byte_perm(first_pair, second_pair, 0x6240) ^ 0x80808080u};
 }
+/// The lower halves of two words.
 __device__ inline std::uint32_t pair_of(std::uint32_t first, std::uint32_t second) {
   return __byte_perm(first, second, 0x5410);
 }

@@ -124,8 +124,10 @@ __device__ inline void copy_operand(__nv_bfloat16* operand, const __nv_bfloat16*
   copy_async_wait<0>();
 }
 
-/// All consumers of all blocks: makes digits of several rows in bf16, in their places.
-/// @param groups  [rows, columns / 32], for the rows' groups
+/// All consumers of all blocks: makes digits of several rows in bf16, in their places. What is made is for others
+/// behind a grid barrier.
+/// @param operand  [rows, operand.pitch], in global memory
+/// @param groups   [rows, operand.pitch / 32], for the rows' groups
 template <bool kHasSums>
 __device__ void make_digits_of(const Operand& operand, DigitGroup* groups, int rows) {
   const int lanes_in_row = operand.pitch / 8;  // with 16 bytes each

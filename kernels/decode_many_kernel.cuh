@@ -126,15 +126,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   Progress progress{.has_whole_scratch = has_whole_scratch};
   const FragmentOperand normalized{model.normalized, hidden,
                                    kLayers == WeightType::kBf16 ? nullptr : model.operand_groups};
-  const FragmentOperand attended{model.attended, query_size};
-  const FragmentOperand activated{model.activated, model.intermediate};
-  const auto split_product = [&](Kind kind, float* to) {
-    const MatrixShape shape = shape_of(model, kind);
-    return SplitProduct{to, shape.outputs, model.rows_held, shape.pieces_in_tile()};
-  };
-  const SplitProduct qkv = split_product(Kind::kQkv, model.qkv);
-  const SplitProduct attention_out = split_product(Kind::kAttentionOut, model.projected);
-  const SplitProduct down = split_product(Kind::kDown, model.projected);
+  const FragmentOperand attended{model.attended, query_size, nullptr};
+  const FragmentOperand activated{model.activated, model.intermediate, nullptr};
 
   // Each row is normalised by one block, always the same: its first row is asked for ahead of the wait for the grid.
   const int first_row = static_cast<int>(blockIdx.x);

@@ -264,7 +264,6 @@ class HeldClass {
   static constexpr int kRowTiles = kRows / kRowsInFragment;
   static constexpr bool kFitsTwice = kRows <= 32;  // into a thread's registers
   static constexpr int kParts = kClasses;
-  static_assert(kTilesAtOnce <= 2);
 
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
     steps_ = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
@@ -292,7 +291,7 @@ class HeldClass {
     }
   }
 
-  /// Makes ready what was fetched.
+  /// Makes digits of what was fetched, if it is in bf16.
   __device__ void prepare() {
     if (are_digits_) return;
 #pragma unroll
@@ -336,6 +335,7 @@ class HeldClass {
  private:
   static constexpr int kPairs = kRows * kPieceRows / 2;
   static constexpr int kTilePairs = kParts * kPairs;
+  static_assert(kTilesAtOnce <= 2);
 
   __device__ static int step(int unit) { return warp_index() + kUnitSteps * unit; }
   __device__ bool has_step(int unit) const { return step(unit) < steps_; }

@@ -116,11 +116,11 @@ class ResidualRow {
   __device__ void normalize_to_digits(const Shared<Format>& shared, float eps, const Put& put) const {
     const float scale = norm_scale(shared, eps);
     constexpr int kFewUnits = 3;
-    constexpr bool kHasSums = Format::kLayers == WeightType::kQ4;
+    constexpr bool kHasSums = kNeedsSums<Format::kLayers>;
     if (units_ <= kFewUnits * kConsumers) {
-      make_digits<kFewUnits, kHasSums>(scale, put);
+      put_digits<kFewUnits, kHasSums>(scale, put);
     } else {
-      make_digits<kMaxUnits, kHasSums>(scale, put);
+      put_digits<kMaxUnits, kHasSums>(scale, put);
     }
   }
 
@@ -149,9 +149,10 @@ class ResidualRow {
             __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
   }
 
-  /// Of all units at once, without a branch between them: lanes would wait for each other again in each.
+  /// Puts all units at once, without a branch between them: lanes would wait for each other again in each.
+  /// @tparam kUnits  that a consumer has at most
   template <int kUnits, bool kHasSums, class Put>
-  __device__ void make_digits(float scale, const Put& put) const {
+  __device__ void put_digits(float scale, const Put& put) const {
     constexpr int kGroupUnits = kDigitColumns / 4;
     std::uint32_t numbers[kUnits][4];
     float unit_of_group[kUnits];

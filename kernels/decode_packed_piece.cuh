@@ -13,10 +13,6 @@
 
 namespace gemma {
 
-/// Whether a group's inputs must be added up: its weights have a minimum.
-template <WeightType kType>
-inline constexpr bool kNeedsSums = kType == WeightType::kQ4;
-
 // --- one row ---
 
 /// Columns of the only row in digits: whole pieces, behind the row's own filled up with zeros.
@@ -221,7 +217,7 @@ __device__ float multiply_packed_by_row(const Stream<Format>& stream, int piece,
 /// Rows in digits, or in bf16, of which warps make digits. Both lie in the same places.
 struct PackedOperand : Operand {
   const DigitGroup* groups;  ///< [rows, columns / 32] of what is in digits; else null
-  int group_pitch;
+  int group_pitch;           ///< groups from a row to the next one
 
   __device__ bool are_digits() const { return groups != nullptr; }
 };

@@ -194,6 +194,10 @@ __device__ inline void unpack_step(std::uint32_t (&b)[2], const uint4& loaded, i
   }
 }
 
+/// Whether a group's inputs must be added up: its weights have a minimum.
+template <WeightType kType>
+inline constexpr bool kNeedsSums = kType == WeightType::kQ4;
+
 /// What the sum over a group is scaled by: of codes c and activations x, w * x = scale * sum(c * x) - minimum * sum(x).
 template <WeightType kType>
 struct OutputScales {
@@ -214,6 +218,7 @@ template <WeightType kType>
 struct GroupScales {
   float2 scale, minimum;
 
+  /// OutputScales::apply() of both.
   __device__ float2 apply(float2 codes, float inputs) const {
     return {OutputScales<kType>{scale.x, minimum.x}.apply(codes.x, inputs),
             OutputScales<kType>{scale.y, minimum.y}.apply(codes.y, inputs)};

@@ -121,6 +121,10 @@ KvLayout plan_cache(int window, int context, const Room& room, KvType type) {
   return kv;
 }
 
+/// Rows of a prompt read at once, if nobody asks for another number.
+constexpr int kUsualChunk = 4096;
+constexpr int kUsualChunkOnCpu = 512;
+
 /// A chunk that nobody asked for gives way down to this one before requests do without a place, or a GPU's memory is
 /// called too small.
 constexpr int kShortestChunk = 512;
@@ -189,15 +193,13 @@ Engine::State::State(const EngineOptions& options) {
   const std::optional<int> gpu = choose_gpu(options.device, why_not_cuda);
   if (options.device == "auto" && !why_not_cuda.empty() && has_cuda_device()) info.why_not_cuda = why_not_cuda;
   const KvType type = kv_type(options.cache, gpu.has_value());
-  const Room most{.sequences = options.sequences != 0 ? options.sequences
-                               : gpu                  ? kUsualSequences
-                                                      : kUsualSequencesOnCpu,
+  const int usual = gpu ? kUsualSequences : kUsualSequencesOnCpu;
+  const int usual_chunk = gpu ? kUsualChunk : kUsualChunkOnCpu;
+  const Room most{.sequences = options.sequences != 0 ? options.sequences : usual,
                   .prefixes = prefixes,
-                  .chunk = std::min(options.chunk != 0 ? options.chunk
-                                    : gpu              ? 4096
-                                                       : 512,
-                                    info.context)};
+                  .chunk = std::min(options.chunk != 0 ? options.chunk : usual_chunk, info.context)};
   const Room least{.sequences = options.sequences != 0 ? options.sequences : 1,
+                   .prefixes = 0,
                    .chunk = gpu && options.chunk == 0 ? std::min(kShortestChunk, most.chunk) : most.chunk};
   device = make_with_room(most, least, [&](const Room& room) {
     chunk = room.chunk;

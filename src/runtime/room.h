@@ -15,7 +15,7 @@ struct Room {
 
 /// Calls make(room) with as much room as fits into memory. The chunk gives way first, then prefixes down to one, then
 /// sequences, and the last prefix at the end; each by halves, and with every loss the others are tried in full again.
-/// @param least  of sequences and of the chunk
+/// @param least  of sequences and of the chunk; of prefixes it is 0
 /// @return what make() returns
 /// @throws OutOfMemory if it does so with the least, too
 template <class Make>

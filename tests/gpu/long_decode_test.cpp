@@ -100,18 +100,34 @@ class LongDecode {
   int begun_ = 0;
 };
 
-TEST(LongDecode, TakesConstantMemoryAndTimeATokenWithLocalLayersAlone) {
-  const Model model = random_model(config_of({LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal}), 1);
-  constexpr int kFirstToken = 5;
-  LongDecode decode(model);
+constexpr int kFirstToken = 5;
+
+/// Milliseconds a token at both ends of the text.
+struct Ends {
+  double first, last;
+};
+
+/// Draws the whole text, and checks that memory stays as it is meanwhile.
+Ends draw_all(LongDecode& decode) {
   decode.draw(kBlock, kFirstToken);  // what is made when it is first needed is made here
   const std::size_t free_at_start = free_memory();
   std::vector<double> times;
   while (static_cast<int>(decode.tokens().size()) < kTokens) times.push_back(decode.draw(kBlock, kFirstToken));
   EXPECT_EQ(free_memory(), free_at_start);
+  return {median({times.begin(), times.begin() + kCompared}) / kBlock,
+          median({times.end() - kCompared, times.end()}) / kBlock};
+}
 
-  const double first = median({times.begin(), times.begin() + kCompared}) / kBlock;
-  const double last = median({times.end() - kCompared, times.end()}) / kBlock;
+Ends draw_all(const Config& config) {
+  const Model model = random_model(config, 1);
+  LongDecode decode(model);
+  return draw_all(decode);
+}
+
+TEST(LongDecode, TakesConstantMemoryAndTimeATokenWithLocalLayersAlone) {
+  const Model model = random_model(config_of({LayerKind::kLocal, LayerKind::kLocal, LayerKind::kLocal}), 1);
+  LongDecode decode(model);
+  const auto [first, last] = draw_all(decode);
   std::cout << "milliseconds a token: " << first << " in the first " << kCompared * kBlock << ", " << last
             << " in the last\n";
   EXPECT_LT(last, 1.1 * first);
@@ -136,24 +152,6 @@ TEST(LongDecode, TakesConstantMemoryAndTimeATokenWithLocalLayersAlone) {
   naive::Vectors expected;
   for (const std::vector<float>& row : ending(RowKind::kPrompt)) expected.emplace_back(row.begin(), row.end());
   EXPECT_LT(largest_difference(generated, expected), device_kinds().back().tolerance);
-}
-
-/// Milliseconds a token at both ends of the text.
-struct Ends {
-  double first, last;
-};
-
-/// Checks that memory stays as it is, too.
-Ends draw_all(const Config& config) {
-  const Model model = random_model(config, 1);
-  LongDecode decode(model);
-  decode.draw(kBlock, 5);
-  const std::size_t free_at_start = free_memory();
-  std::vector<double> times;
-  while (static_cast<int>(decode.tokens().size()) < kTokens) times.push_back(decode.draw(kBlock, 5));
-  EXPECT_EQ(free_memory(), free_at_start);
-  return {median({times.begin(), times.begin() + kCompared}) / kBlock,
-          median({times.end() - kCompared, times.end()}) / kBlock};
 }
 
 TEST(LongDecode, TakesAsLongForLocalLayersAtTheEndOfATextAsAtItsBegin) {
