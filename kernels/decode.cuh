@@ -31,6 +31,10 @@ inline constexpr int kBlocksInGroup = 16;
 inline constexpr int kPieceRows = 8;
 inline constexpr int kPieceColumns = 512;
 
+/// Whether attention over blocks of keys is kept in half precision until it is combined, and not in float32
+/// (decode_partials.cuh).
+constexpr bool has_short_partials(WeightType layers) { return layers != WeightType::kBf16; }
+
 #ifdef __CUDACC__
 #define GEMMA_HOST_DEVICE __host__ __device__
 #else
@@ -101,7 +105,7 @@ struct DecodeMessages {
   unsigned* arrivals;                ///< at grid barriers, since the first step
   unsigned long long* carries;       ///< [multiprocessors, kPieceRows]: sums of a tile that goes on in the next block
   unsigned long long* qkv;           ///< [(heads + 2 * kv_heads) * head_dim]
-  unsigned long long* partials;      ///< [heads, max_blocks, head_dim]: attention over one block, not normalised
+  unsigned long long* partials;      ///< [heads, max_blocks, head_dim]: attention over one block
   unsigned long long* partial_sums;  ///< [heads, max_blocks, 2]: its largest score, and the sum of its exponentials
   unsigned* attended;                ///< [heads * head_dim]: the next product's input
   unsigned long long* projected;     ///< [hidden]
@@ -150,9 +154,9 @@ struct DecodeModel {
                                ///< they are in digits (decode_digits.cuh)
   int rows_held;               ///< of qkv and projected, which more than kFewRows rows have once for each piece
   float* qkv;                  ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
-  float* partials;             ///< [rows, heads, max_blocks, head_dim]: attention over one block, not normalised
+  void* partials;              ///< [rows, heads, max_blocks, head_dim]: attention over one block, in float32 or half
   float2* partial_sums;        ///< [rows, heads, max_blocks]: its largest score, and the sum of its exponentials
-  float* group_partials;       ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
+  void* group_partials;        ///< the same for groups of kBlocksInGroup blocks: [rows, heads, max_groups, head_dim]
   float2* group_sums;          ///< [rows, heads, max_groups]
   __nv_bfloat16* attended;     ///< [rows, heads * head_dim]: the next product's input
   float* projected;            ///< [rows_held, hidden] or [pieces of attended or of activated, rows_held, hidden]

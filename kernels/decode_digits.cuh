@@ -81,6 +81,42 @@ __device__ inline FourDigits exchange_digits(const std::uint32_t (&numbers)[4]) 
   return is_second ? digits_of(given, kept) : digits_of(kept, given);
 }
 
+/// Digits of units of four columns, of which neighbouring threads have neighbouring ones, and of eight of these a whole
+/// group: by all lanes of a warp. Of all units at once, without a branch between them: lanes would wait for each other
+/// again in each. Calls put(i, digits as exchange_digits() gives them, their group).
+/// @tparam kHasSums  whether the groups' sums are wanted; else they are 0
+template <bool kHasSums, int kUnits, class Put>
+__device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) {
+  constexpr int kGroupUnits = kDigitColumns / 4;
+  std::uint32_t numbers[kUnits][4];
+  float unit_of_group[kUnits];
+  unsigned sums[kUnits] = {};
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    // As numbers without a sign, what is not finite is largest.
+    const auto magnitude = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
+    unsigned largest = max(max(magnitude(x[i].x), magnitude(x[i].y)), max(magnitude(x[i].z), magnitude(x[i].w)));
+#pragma unroll
+    for (int offset = 1; offset < kGroupUnits; offset *= 2)
+      largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
+    unit_of_group[i] = digit_scale(largest);
+    const float values[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(unit_of_group[i], values[j]);
+    if constexpr (kHasSums) {
+      sums[i] = static_cast<unsigned>(sum_in_units(numbers[i]));
+#pragma unroll
+      for (int offset = 1; offset < kGroupUnits; offset *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
+    }
+  }
+  FourDigits digits[kUnits];
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) digits[i] = exchange_digits(numbers[i]);
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i)
+    put(i, digits[i], DigitGroup{unit_of_group[i], static_cast<float>(static_cast<int>(sums[i]))});
+}
+
 /// Where the digits that exchange_digits() gives for a unit of four columns lie.
 struct DigitPlace {
   int step, lane;

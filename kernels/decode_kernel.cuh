@@ -107,9 +107,12 @@ template <class Format>
 inline constexpr bool kTakesDigits = Format::kLayers != WeightType::kBf16;
 
 /// Elements of bf16, or as many bytes of digits, that a block's rows of normalised activations take.
+/// (Of a single row in digits, also what attention gives.)
 template <class Format>
-__host__ __device__ int operand_elements(int hidden, int rows) {
-  return kTakesDigits<Format> && rows == 1 ? padded_columns(hidden) : rows * operand_pitch(hidden);
+__host__ __device__ int operand_elements(const DecodeModel& model, int rows) {
+  const int hidden = model.hidden, query_size = model.heads * model.head_dim;
+  if (kTakesDigits<Format> && rows == 1) return padded_columns(hidden > query_size ? hidden : query_size);
+  return rows * operand_pitch(hidden);
 }
 
 /// All consumers: copies the rows that normalize() has written to memory to where the next product reads them.
@@ -163,13 +166,14 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   int next_piece = 0;
   constexpr bool kHasOtherHead = kHead != Format::kLayers;
   __nv_bfloat16* const operand = reinterpret_cast<__nv_bfloat16*>(shared.rest);
-  char* const behind_operand = shared.rest + operand_elements<Format>(hidden, rows) * 2;
+  char* const behind_operand = shared.rest + operand_elements<Format>(model, rows) * 2;
   float* const kept_row = reinterpret_cast<float*>(behind_operand);  // with messages
   const int group_count = hidden / kDigitColumns;                    // of a row in digits
   DigitGroup* const operand_groups = reinterpret_cast<DigitGroup*>(behind_operand);
 
   if constexpr (kTakesDigits<Format> && kRows == 1) {
-    for (int step = group_count + warp_index(); step < padded_columns(hidden) / kDigitColumns; step += kConsumerWarps) {
+    const int steps = operand_elements<Format>(model, rows) / kDigitColumns;
+    for (int step = group_count + warp_index(); step < steps; step += kConsumerWarps) {
       operand[step * kDigitColumns + lane_index()] = __float2bfloat16_rn(0.0f);  // digits of as many bytes
       if (lane_index() == 0) operand_groups[step] = {0, 0};
     }
@@ -219,6 +223,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     if (kHasOtherHead && kind == Kind::kHead) return deal_slots<kHeadColumns>(dealer, shape);
     return deal_slots<kPieceColumns>(dealer, shape);
   };
+  bool combines_here = false;  // combines_everywhere(), of the layer
   const auto multiply_with = [&](auto type, Kind kind, const Slots& slots) {
     const MatrixShape shape = shape_of(model, kind);
     const unsigned tag = next_tag++;
@@ -235,8 +240,9 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                                      : kind == Kind::kAttentionOut ? Operand{model.attended, query_size}
                                                                    : Operand{model.activated, model.intermediate};
         if constexpr (kTakesDigits<Format> && kRows == 1) {
+          const bool are_digits = is_normalized || (kind == Kind::kAttentionOut && combines_here);
           return PackedRowOperand{{reinterpret_cast<std::byte*>(operand), operand_groups},
-                                  is_normalized ? nullptr : rows_of_kind.rows};
+                                  are_digits ? nullptr : rows_of_kind.rows};
         } else if constexpr (kTakesDigits<Format>) {
           if (kind == Kind::kDown)
             return PackedOperand{rows_of_kind, model.operand_groups, shape.columns / kDigitColumns};
@@ -300,6 +306,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                              : half < 2 * model.layers - 1 ? (&layer)[1].attention_norm
                                                            : model.final_norm;
     BlockRuns<kKv> runs;
+    [[maybe_unused]] int blocks_seen = 0;
+    if constexpr (kTakesDigits<Format> && kRows == 1) {
+      blocks_seen = visible_keys(model, cache, shared.position[0]).blocks();
+      combines_here = combines_everywhere<Format>(model, blocks_seen);
+    }
     normalize(half);
     clock.was_busy(is_attention ? DecodePhase::kAttentionNorm : DecodePhase::kMlpNorm);
     if (kHasOtherHead && is_head) break;
@@ -314,13 +325,20 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
           combine_slices(model, shared, cache, tag);
         } else {
           const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
-          attend<kKv, kLaneDims>(model, cache, shared, runs, qkv,
-                                 CombinedResults<Operand>{Operand{model.attended, query_size}}, next_piece);
+          attend<kKv, kLaneDims>(
+              model, cache, shared, runs, qkv,
+              CombinedResults<Format, Operand>{Operand{model.attended, query_size}, combines_here}, next_piece);
         }
         clock.was_busy(DecodePhase::kAttend);
         grid.arrive();
         grid.wait();
         clock.has_waited(DecodePhase::kAttend);
+        if constexpr (kTakesDigits<Format> && kRows == 1) {
+          if (combines_here) {
+            combine_in_digits(model, shared, blocks_seen, {reinterpret_cast<std::byte*>(operand), operand_groups});
+            consumer_barrier();
+          }
+        }
       }
       const Kind kind = is_head        ? Kind::kHead
                         : is_attention ? (is_second ? Kind::kAttentionOut : Kind::kQkv)
@@ -391,13 +409,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 
 /// Shared memory of a block beside the stages.
 template <class Format>
-int fixed_bytes(int hidden, int rows) {
+int fixed_bytes(const DecodeModel& model, int rows) {
   const int architecture = architecture_of_code();
-  const int elements = operand_elements<Format>(hidden, rows);
+  const int elements = operand_elements<Format>(model, rows);
   const int groups = kTakesDigits<Format> ? elements / kDigitColumns : 0;
   const int operand_bytes = elements * 2 + groups * static_cast<int>(sizeof(DigitGroup));
   if (rows > 1) return sizes_for<Format, kFewRows>(architecture).fixed_bytes() + operand_bytes;
-  const int row_bytes = sends_messages<Format>(architecture, rows) ? hidden * 4 : 0;
+  const int row_bytes = sends_messages<Format>(architecture, rows) ? model.hidden * 4 : 0;
   return sizes_for<Format, 1>(architecture).fixed_bytes() + operand_bytes + row_bytes;
 }
 
@@ -405,13 +423,13 @@ template <KvType kKv, class Format>
 bool few_rows_fit(const DecodeModel& model, int rows) {
   const int stages =
       least_stages<kKv, Format>(architecture_of_code(), lane_dims(model.head_dim), model.heads / model.kv_heads);
-  return fixed_bytes<Format>(model.hidden, rows) + stages * Format::kStageBytes <= shared_memory_of_block();
+  return fixed_bytes<Format>(model, rows) + stages * Format::kStageBytes <= shared_memory_of_block();
 }
 
 template <int kRows, int kLaneDims, WeightType kLayers, WeightType kHead, KvType kKv, class Clock>
 void launch(const DecodeModel& model, int rows, cudaStream_t stream) {
   using Format = StreamFormat<kLayers>;
-  const int fixed = fixed_bytes<Format>(model.hidden, rows);
+  const int fixed = fixed_bytes<Format>(model, rows);
   const int stages = stages_in<Format>(shared_memory_of_block() - fixed);
   check_stages(stages, least_stages<kKv, Format>(architecture_of_code(), kLaneDims, model.heads / model.kv_heads));
   launch_on_all_multiprocessors(decode_kernel<kRows, kLaneDims, kLayers, kHead, kKv, Clock>,

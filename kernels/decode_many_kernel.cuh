@@ -209,7 +209,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       grid.arrive();
       BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
       grid.wait();
-      attend<kKv, kLaneDims>(model, cache, shared, runs, split, CombinedResults<FragmentOperand>{attended},
+      attend<kKv, kLaneDims>(model, cache, shared, runs, split, CombinedResults<Format, FragmentOperand>{attended},
                              progress.next_piece);
       wait_for_grid();
     }

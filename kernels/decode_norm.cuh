@@ -149,43 +149,17 @@ class ResidualRow {
             __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
   }
 
-  /// Puts all units at once, without a branch between them: lanes would wait for each other again in each.
   /// @tparam kUnits  that a consumer has at most
   template <int kUnits, bool kHasSums, class Put>
   __device__ void put_digits(float scale, const Put& put) const {
-    constexpr int kGroupUnits = kDigitColumns / 4;
-    std::uint32_t numbers[kUnits][4];
-    float unit_of_group[kUnits];
-    unsigned sums[kUnits] = {};
+    float4 x[kUnits];
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const float4 x = normalized(i, scale);
-      // As numbers without a sign, what is not finite is largest.
-      const auto magnitude = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
-      unsigned largest = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
-#pragma unroll
-      for (int offset = 1; offset < kGroupUnits; offset *= 2)
-        largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
-      unit_of_group[i] = digit_scale(largest);
-      const float values[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(unit_of_group[i], values[j]);
-      if constexpr (kHasSums) {
-        sums[i] = static_cast<unsigned>(sum_in_units(numbers[i]));
-#pragma unroll
-        for (int offset = 1; offset < kGroupUnits; offset *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
-      }
-    }
-    FourDigits digits[kUnits];
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) digits[i] = exchange_digits(numbers[i]);
+    for (int i = 0; i < kUnits; ++i) x[i] = normalized(i, scale);
     const int thread = thread_index();
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
+    make_digits_of_units<kHasSums>(x, [&](int i, const FourDigits& digits, const DigitGroup& group) {
       const int unit = thread + i * kConsumers;
-      const DigitGroup group{unit_of_group[i], static_cast<float>(static_cast<int>(sums[i]))};
-      if (unit < units_) put(unit, digits[i], group);
-    }
+      if (unit < units_) put(unit, digits, group);
+    });
   }
 
   /// What is fetched is new altogether: so the compiler sees that it need not be kept in between.

@@ -47,6 +47,13 @@ __device__ inline void fence_barrier_init() {
 #endif
 }
 
+/// Between a thread's own writes to shared memory and copies by the copy engine to the same place.
+__device__ inline void fence_for_async_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 __device__ inline void barrier_arrive(std::uint64_t* barrier) {
   asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier))
                : "memory");

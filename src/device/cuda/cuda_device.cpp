@@ -64,7 +64,8 @@ struct Sizes {
   std::size_t prompt_inputs, x, normed, scratch, q, kv, attended, projected, activated;
   std::size_t decode_inputs, decode_residual, decode_exchange, decode_qkv, decode_projected;
   std::size_t decode_normalized, decode_groups, decode_attended, decode_activated, decode_messages;
-  std::size_t partials, partial_sums, group_partials, group_sums, arrivals;
+  std::size_t partials, group_partials;  // bytes
+  std::size_t partial_sums, group_sums, arrivals;
   std::size_t logits, answers, workspace;
 
   std::size_t cache_bytes() const { return rings + pages; }
@@ -74,7 +75,7 @@ struct Sizes {
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
            2 * (decode_normalized + decode_attended + decode_activated) +
            8 * (decode_groups + decode_exchange + decode_messages) +
-           4 * (partials + group_partials + group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
+           partials + group_partials + 4 * (group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
            workspace;
@@ -162,9 +163,10 @@ Sizes plan_sizes(const Config& config, WeightTypes types, const CudaOptions& opt
   shape.max_blocks = s.max_blocks;
   s.decode_messages = decode_messages_size(shape);
   s.partial_sums = heads * size(s.max_blocks);
-  s.partials = s.partial_sums * size(config.head_dim);
+  const std::size_t partial_bytes = has_short_partials(shape.layer_type) ? 2 : 4;
+  s.partials = partial_bytes * s.partial_sums * size(config.head_dim);
   s.group_sums = heads * size(s.groups_of_blocks);
-  s.group_partials = s.group_sums * size(config.head_dim);
+  s.group_partials = partial_bytes * s.group_sums * size(config.head_dim);
   s.arrivals = group * size(config.kv_heads) * size(s.groups_of_blocks + 1);
 
   s.logits = (decode_rows + logit_rows) * logits_pitch(config);
@@ -258,9 +260,9 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_exchange_ = Buffer<unsigned long long>(sizes.decode_exchange);
   decode_messages_ = Buffer<unsigned long long>(sizes.decode_messages);
   decode_qkv_ = Buffer<float>(sizes.decode_qkv);
-  decode_partials_ = Buffer<float>(sizes.partials);
+  decode_partials_ = Buffer<std::byte>(sizes.partials);
   decode_partial_sums_ = Buffer<float2>(sizes.partial_sums);
-  decode_group_partials_ = Buffer<float>(sizes.group_partials);
+  decode_group_partials_ = Buffer<std::byte>(sizes.group_partials);
   decode_group_sums_ = Buffer<float2>(sizes.group_sums);
   decode_projected_ = Buffer<float>(sizes.decode_projected);
   decode_attended_ = Buffer<__nv_bfloat16>(sizes.decode_attended);

@@ -128,7 +128,8 @@ class CudaDevice final : public Device {
 
   // Generated rows.
   Buffer<int> decode_inputs_;  // row counts, tokens, positions, rings, page table
-  Buffer<float> decode_residual_, decode_qkv_, decode_partials_, decode_group_partials_, decode_projected_;
+  Buffer<float> decode_residual_, decode_qkv_, decode_projected_;
+  Buffer<std::byte> decode_partials_, decode_group_partials_;
   Buffer<float2> decode_partial_sums_, decode_group_sums_;
   Buffer<__nv_bfloat16> decode_normalized_, decode_attended_, decode_activated_;
   Buffer<DigitGroup> decode_groups_;

@@ -60,6 +60,7 @@ inline void barrier_init(std::uint64_t* barrier, unsigned arrivals) {
   memory_barrier(barrier) = {count, count, 0, 0};
 }
 inline void fence_barrier_init() {}
+inline void fence_for_async_copies() {}
 inline void barrier_arrive(std::uint64_t* barrier) { memory_barrier(barrier).arrive(); }
 inline bool barrier_test(std::uint64_t* barrier, unsigned parity) {
   if (memory_barrier(barrier).phase != parity) return true;
