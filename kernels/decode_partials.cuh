@@ -389,7 +389,7 @@ __device__ void combine_slices(const DecodeModel& model, const Shared<Format>& s
 /// group, and partial results are so few that reading all of them takes less time than a block's combining them first.
 template <class Format>
 __device__ bool combines_everywhere(const DecodeModel& model, int blocks) {
-  constexpr int kMostElements = 40 * 1024;
+  constexpr int kMostElements = 20 * 1024;
   return blocks <= kBlocksInGroup && model.heads * 2 * kBlocksInGroup * 4 <= least_scratch_bytes(kArchitecture, 1) &&
          blocks * model.heads * model.head_dim <= kMostElements;
 }
