@@ -3,8 +3,8 @@
 // Attention of any number of rows over keys and values that arrive through the stream.
 //
 // It goes over blocks of 64 keys aligned to absolute positions (and decode_partials.cuh puts the blocks together). Each
-// warp multiplies two heads' queries by 8 keys, a part, on the tensor cores: the bf16 nearest to them, and what rounding
-// to it left over. Then each adds up 32 elements of the values of all parts, four lanes those of one part.
+// warp multiplies two heads' queries by 8 keys, a part, on the tensor cores: the bf16 nearest to them, and what
+// rounding to it left over. Then each adds up 32 elements of the values of all parts, four lanes those of one part.
 //
 // With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by
 // the value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts
@@ -198,8 +198,8 @@ __device__ void complete_part(const DecodeModel& model, const Shared<Format>& sh
     const int position = first_key + i;
     if (position >= run.range.first && position < run.range.last) continue;
     const int k = Part::in_stage(i);
-    const typename Part::Stage stage{
-        reinterpret_cast<Element*>(shared.stream.stage(piece + i / Part::kKeysInStage)), head_dim};
+    const typename Part::Stage stage{reinterpret_cast<Element*>(shared.stream.stage(piece + i / Part::kKeysInStage)),
+                                     head_dim};
     if (position != run.range.last) {
       if (has_dims) *reinterpret_cast<Words*>(stage.value(k) + first_dim) = Words{};
     } else if constexpr (KvFormat<kKv>::kHasScales) {
@@ -214,7 +214,8 @@ __device__ void complete_part(const DecodeModel& model, const Shared<Format>& sh
       quantise(scratch.own_key, false, stage.key(k), stage.key_scale(k));
       quantise(scratch.own_value, true, stage.value(k), stage.value_scale(k));
     } else if (has_dims) {
-      *reinterpret_cast<Words*>(stage.key(k) + first_dim) = *reinterpret_cast<const Words*>(scratch.own_key + first_dim);
+      *reinterpret_cast<Words*>(stage.key(k) + first_dim) =
+          *reinterpret_cast<const Words*>(scratch.own_key + first_dim);
       *reinterpret_cast<Words*>(stage.value(k) + first_dim) =
           *reinterpret_cast<const Words*>(scratch.own_value + first_dim);
     }
@@ -230,6 +231,12 @@ __device__ inline uint4 load_eight(const std::int8_t* from) {
   const auto two = [](std::uint32_t four, int i) { return pack_bf16(code_at(four, i), code_at(four, i + 1)); };
   return {two(codes.x, 0), two(codes.x, 2), two(codes.y, 0), two(codes.y, 2)};
 }
+
+/// Of two numbers a lane keeps one, and adds what the lane across, which keeps the other one, had of it.
+__device__ inline float keep_one(bool is_second, float first, float second, int across) {
+  return (is_second ? second : first) + __shfl_xor_sync(~0u, is_second ? first : second, across);
+}
+
 /// Which score of a part a lane has.
 struct OwnScore {
   static_assert(kHeadsAtOnce == 2 && kKeysInPart == 8);
@@ -289,12 +296,9 @@ __device__ float multiply_keys(const AttentionScratch& scratch, const Part& part
     scores[pair] = has_quarter ? own : 0;
   }
   // Added up over the lanes that have a head's quarters; of the pairs of keys, each keeps one.
-  const bool has_upper = lane & 8, has_second = lane & 4;
-  const auto keep = [](bool is_second, float first, float second, int across) {
-    return (is_second ? second : first) + __shfl_xor_sync(~0u, is_second ? first : second, across);
-  };
-  const float first = keep(has_upper, scores[0], scores[2], 8), second = keep(has_upper, scores[1], scores[3], 8);
-  const float sum = keep(has_second, first, second, 4);
+  const float first = keep_one(lane & 8, scores[0], scores[2], 8);
+  const float second = keep_one(lane & 8, scores[1], scores[3], 8);
+  const float sum = keep_one(lane & 4, first, second, 4);
   return sum + __shfl_xor_sync(~0u, sum, 1);
 }
 
@@ -437,16 +441,13 @@ __device__ inline BlockResult put_together(const AttentionScratch& scratch, cons
     for (int i = 0; i < PartSums::kDims; ++i) added[h][i] = __fmul_rn(factors[h], sums.values[h][i]);
   }
   // Lanes share out the elements while they add them up: first the heads, then halves of the dimensions.
-  const auto keep = [](bool is_second, float first, float second, int across) {
-    return (is_second ? second : first) + __shfl_xor_sync(~0u, is_second ? first : second, across);
-  };
   float of_head[8], four[4], two[2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) of_head[i] = keep(whose.lane & 16, added[0][i], added[1][i], 16);
+  for (int i = 0; i < 8; ++i) of_head[i] = keep_one(whose.lane & 16, added[0][i], added[1][i], 16);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) four[i] = keep(whose.lane & 8, of_head[i], of_head[i + 4], 8);
+  for (int i = 0; i < 4; ++i) four[i] = keep_one(whose.lane & 8, of_head[i], of_head[i + 4], 8);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) two[i] = keep(whose.lane & 4, four[i], four[i + 2], 4);
+  for (int i = 0; i < 2; ++i) two[i] = keep_one(whose.lane & 4, four[i], four[i + 2], 4);
   const Softmax of_block{__shfl_sync(~0u, largest, whose.head), __shfl_sync(~0u, sum, whose.head)};
   const float inverse = 1 / of_block.sum;
   return {{__fmul_rn(two[0], inverse), __fmul_rn(two[1], inverse)}, of_block};

@@ -7,10 +7,10 @@
 // multiprocessor. Its producer streams the block's share of all weights, layer after layer, and of the keys and
 // values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
 // Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one, eight
-// with packed weights). The stream does not stop at barriers: a ring of 180 KB holds what memory gives in 8 us. Time is
-// lost only where a chain of dependencies takes longer than that and the bytes that are used up on the way: from the
-// end of one layer's `down` to the next one's `gate_up` four waits for the grid, two norms and attention follow each
-// other.
+// with packed weights; and one more where attention over short texts is put together). The stream does not stop at
+// barriers: a ring of 180 KB holds what memory gives in 8 us. Time is lost only where a chain of dependencies takes
+// longer than that and the bytes that are used up on the way: from the end of one layer's `down` to the next one's
+// `gate_up` four waits for the grid, two norms and attention follow each other.
 //
 // Arithmetic is the same for one row and for many: decode_product.cuh, decode_attention.cuh and decode_norm.cuh say in
 // what order sums are made.
@@ -306,11 +306,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                              : half < 2 * model.layers - 1 ? (&layer)[1].attention_norm
                                                            : model.final_norm;
     BlockRuns<kKv> runs;
-    [[maybe_unused]] int blocks_seen = 0;
-    if constexpr (kTakesDigits<Format> && kRows == 1) {
-      blocks_seen = visible_keys(model, cache, shared.position[0]).blocks();
-      combines_here = combines_everywhere<Format>(model, blocks_seen);
-    }
+    if constexpr (kTakesDigits<Format> && kRows == 1)
+      combines_here = combines_everywhere<Format>(model, visible_keys(model, cache, shared.position[0]).blocks());
+    bool has_short_texts = false;
+    for (int row = 0; row < rows; ++row)
+      has_short_texts = has_short_texts || is_short_text(model, cache, shared.position[row]);
     normalize(half);
     clock.was_busy(is_attention ? DecodePhase::kAttentionNorm : DecodePhase::kMlpNorm);
     if (kHasOtherHead && is_head) break;
@@ -325,9 +325,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
           combine_slices(model, shared, cache, tag);
         } else {
           const Product qkv{model.qkv, shape_of(model, Kind::kQkv).outputs};
-          attend<kKv, kLaneDims>(
-              model, cache, shared, runs, qkv,
-              CombinedResults<Format, Operand>{Operand{model.attended, query_size}, combines_here}, next_piece);
+          attend<kKv, kLaneDims>(model, cache, shared, runs, qkv,
+                                 CombinedResults<Format, Operand>{Operand{model.attended, query_size}}, next_piece);
         }
         clock.was_busy(DecodePhase::kAttend);
         grid.arrive();
@@ -335,9 +334,15 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
         clock.has_waited(DecodePhase::kAttend);
         if constexpr (kTakesDigits<Format> && kRows == 1) {
           if (combines_here) {
-            combine_in_digits(model, shared, blocks_seen, {reinterpret_cast<std::byte*>(operand), operand_groups});
+            combine_in_digits(model, shared, visible_keys(model, cache, shared.position[0]).blocks(),
+                              {reinterpret_cast<std::byte*>(operand), operand_groups});
             consumer_barrier();
           }
+        }
+        if (!kIsSent && !combines_here && has_short_texts) {
+          combine_short_texts(model, shared, cache, rows, Operand{model.attended, query_size});
+          grid.arrive();
+          grid.wait();
         }
       }
       const Kind kind = is_head        ? Kind::kHead

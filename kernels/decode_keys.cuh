@@ -142,9 +142,10 @@ struct BlockRun {
 
 /// Which of the blocks of keys of all rows a thread block works on.
 struct AttentionShare {
-  int first, last;   // [first, last): row by row, in a row by KV head
-  int row;           // that the first is of
-  int first_in_row;  // the row's first
+  int first, last;       // [first, last): row by row, in a row by KV head
+  int row;               // that the first is of
+  int first_in_row;      // the row's first
+  bool has_short_texts;  // among all rows: is_short_text()
 };
 
 /// Attention's work: for each row and KV head the blocks of keys that the row sees, one behind the other, of which each

@@ -69,8 +69,9 @@ __device__ AttentionShare share_attention(const DecodeModel& model, const Shared
   for (int row = 0; row < rows; ++row) total += blocks_of(row);
   // Shares begin behind one another at the blocks of the grid that come last in the products, too.
   const int place = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
-  AttentionShare own{static_cast<int>(total * place / gridDim.x), static_cast<int>(total * (place + 1) / gridDim.x), 0,
-                     0};
+  AttentionShare own{static_cast<int>(total * place / gridDim.x), static_cast<int>(total * (place + 1) / gridDim.x)};
+  for (int row = 0; row < rows; ++row)
+    own.has_short_texts = own.has_short_texts || is_short_text(model, layer, shared.position[row]);
   while (own.row + 1 < rows && own.first_in_row + blocks_of(own.row) <= own.first)
     own.first_in_row += blocks_of(own.row++);
   return own;
@@ -162,7 +163,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     grid.wait();
   };
   /// All that is between two products.
-  const auto add_and_normalize = [&](const SplitProduct& added, const float* added_norm, const float* next_norm) {
+  const auto add_and_normalize = [&](SplitProduct added, const float* added_norm, const float* next_norm) {
+    if (added.pieces >= kManyPieces) {
+      wait_for_grid();
+      add_up_pieces(added, rows);
+    }
     grid.arrive();
     if (first_row < rows) residual.fetch(residual_at(first_row), added_norm, next_norm);
     grid.wait();
@@ -212,6 +217,10 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       attend<kKv, kLaneDims>(model, cache, shared, runs, split, CombinedResults<Format, FragmentOperand>{attended},
                              progress.next_piece);
       wait_for_grid();
+      if (shares.of(cache).has_short_texts) {
+        combine_short_texts(model, shared, cache, rows, attended);
+        wait_for_grid();
+      }
     }
     const float* const next_norm = is_attention                  ? layer.mlp_norm
                                    : half < 2 * model.layers - 1 ? (&layer)[1].attention_norm

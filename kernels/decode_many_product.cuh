@@ -555,6 +555,35 @@ struct SplitProduct {
   __device__ SplitProductRow row(int i) const { return {rows + static_cast<std::size_t>(i) * width, apart(), pieces}; }
 };
 
+/// From so many pieces on, all blocks add them up before one block reads a whole row of them.
+inline constexpr int kManyPieces = 24;
+
+/// All consumers of all blocks: adds up the pieces of a product, in ascending order.
+/// @param product  becomes the sum, of one piece; for others behind a grid barrier
+/// @param rows     that it has
+__device__ inline void add_up_pieces(SplitProduct& product, int rows) {
+  constexpr int kAtOnce = 20;  // pieces asked for together
+  const int units_in_row = product.width / 4;
+  const int units = rows * units_in_row;
+  const int threads = static_cast<int>(gridDim.x) * kConsumers;
+  const std::size_t apart = product.apart() / 4;
+  for (int i = static_cast<int>(blockIdx.x) * kConsumers + thread_index(); i < units; i += threads) {
+    float4* const unit = reinterpret_cast<float4*>(product.rows) + i;
+    float4 sum = {};
+    for (int first = 0; first < product.pieces; first += kAtOnce) {
+      float4 values[kAtOnce] = {};
+#pragma unroll
+      for (int piece = 0; piece < kAtOnce; ++piece) {
+        if (first + piece < product.pieces) values[piece] = __ldcg(unit + (first + piece) * apart);
+      }
+#pragma unroll
+      for (const float4& value : values) add_to(sum, value);
+    }
+    __stcg(unit, sum);
+  }
+  product.pieces = 1;
+}
+
 /// One product whose sums are left piece by piece.
 template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,

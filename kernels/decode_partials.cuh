@@ -3,9 +3,10 @@
 // How attention over all of a row's keys is put together from attention over blocks of 64 keys.
 //
 // What a block gives is normalised and comes with its largest score and the sum of its exponentials, by which it is
-// weighted. Blocks are combined in ascending order in groups of 16, and then the groups: by whichever thread block
-// finishes last; of a single row by all thread blocks, each a slice of the elements where numbers are messages, and
-// each all of them where they are few. The order is always the same.
+// weighted. Blocks are combined in ascending order in groups of 16, and then the groups. Of long texts, whichever
+// thread block finishes last does it. Of short texts all of them do, when they have met: each some of the elements, or
+// of a single row with few of them all for itself. Where numbers are messages, each sees to a slice. The order is
+// always the same.
 
 #include <type_traits>
 
@@ -108,55 +109,98 @@ __device__ void merge(int count, Softmax& softmax, float2& values, const Partial
   }
 }
 
-/// Combines `count` partial results over neighbouring keys, kAtOnce of them at a time, as merge() does. A warp works on
-/// 32 pairs of elements of one head at a time; its lanes share out what is the same for all of them, the weights of the
-/// partial results. Calls done(head, dim, values, softmax) for each pair.
-template <int kAtOnce, class PartialOut, class PartialSums, class Done>
-__device__ void combine(int count, int heads, int head_dim, const PartialOut& partial_out,
-                        const PartialSums& partial_sums, const Done& done) {
+/// One warp: combines `count` partial results over neighbouring keys, kAtOnce of them at a time, as merge() does. Lanes
+/// have neighbouring pairs of elements of one head, and share out what is the same for all of them, the weights of the
+/// partial results.
+/// @param partial_out   called with the index of a partial result, if the lane has_pair
+/// @param partial_sums  the same, whichever pair the lane has
+/// @param values        the lane's pair
+template <int kAtOnce, class PartialOut, class PartialSums>
+__device__ Softmax combine(int count, bool has_pair, const PartialOut& partial_out, const PartialSums& partial_sums,
+                           float2& values) {
   static_assert(kAtOnce <= 32);
-  using Pair = decltype(partial_out(0, 0, 0));
+  using Pair = decltype(partial_out(0));
   const int lane = lane_index();
-  const int chunks = (head_dim + 63) / 64;  // of 32 pairs
-  for (int unit = warp_index(); unit < heads * chunks; unit += kConsumerWarps) {
-    const int head = unit / chunks;
-    const int dim = (unit - head * chunks) * 64 + 2 * lane;
-    const bool has_pair = dim < head_dim;
-    Softmax softmax{kMaskedScore, 0};
-    float2 values = {0, 0};
-    for (int first = 0; first < count; first += kAtOnce) {
-      const int parts = min(kAtOnce, count - first);
-      Softmax sums = {kMaskedScore, 0};  // of part `lane`
-      if (lane < parts) sums = partial_sums(head, first + lane);
-      Pair outs[kAtOnce] = {};
+  Softmax softmax{kMaskedScore, 0};
+  values = {0, 0};
+  for (int first = 0; first < count; first += kAtOnce) {
+    const int parts = min(kAtOnce, count - first);
+    Softmax sums = {kMaskedScore, 0};  // of part `lane`
+    if (lane < parts) sums = partial_sums(first + lane);
+    Pair outs[kAtOnce] = {};
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (j < parts && has_pair) outs[j] = partial_out(head, first + j, dim);
-      }
-      float largest = fmaxf(softmax.largest, sums.largest);
-#pragma unroll
-      for (int across = 1; across < kAtOnce; across *= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, across));
-      largest = __shfl_sync(~0u, largest, 0);
-      const float weight = sums.weight(largest);
-      float added = weight;
-#pragma unroll
-      for (int across = 1; across < kAtOnce; across *= 2) added += __shfl_xor_sync(~0u, added, across);
-      const float before = softmax.weight(largest);
-      softmax = {largest, before + __shfl_sync(~0u, added, 0)};
-      const float inverse = 1 / softmax.sum;
-      const float share = __fmul_rn(weight, inverse);
-      values = {__fmul_rn(values.x, __fmul_rn(before, inverse)), __fmul_rn(values.y, __fmul_rn(before, inverse))};
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const float part_share = __shfl_sync(~0u, share, j);
-        if (j >= parts) continue;
-        const float2 out = to_floats(outs[j]);
-        values = {fmaf(part_share, out.x, values.x), fmaf(part_share, out.y, values.y)};
-      }
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (j < parts && has_pair) outs[j] = partial_out(first + j);
     }
-    if (has_pair) done(head, dim, values, softmax);
+    float largest = fmaxf(softmax.largest, sums.largest);
+#pragma unroll
+    for (int across = 1; across < kAtOnce; across *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, across));
+    largest = __shfl_sync(~0u, largest, 0);
+    const float weight = sums.weight(largest);
+    float added = weight;
+#pragma unroll
+    for (int across = 1; across < kAtOnce; across *= 2) added += __shfl_xor_sync(~0u, added, across);
+    const float before = softmax.weight(largest);
+    softmax = {largest, before + __shfl_sync(~0u, added, 0)};
+    const float inverse = 1 / softmax.sum;
+    const float share = __fmul_rn(weight, inverse);
+    values = {__fmul_rn(values.x, __fmul_rn(before, inverse)), __fmul_rn(values.y, __fmul_rn(before, inverse))};
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const float part_share = __shfl_sync(~0u, share, j);
+      if (j >= parts) continue;
+      const float2 out = to_floats(outs[j]);
+      values = {fmaf(part_share, out.x, values.x), fmaf(part_share, out.y, values.y)};
+    }
   }
+  return softmax;
+}
+
+/// Partial results in memory, of which each head has `wide`.
+template <class Format>
+struct PartialResults {
+  void* outs;    // [heads of all rows, wide, head_dim]: PartialElements
+  float2* sums;  // [heads of all rows, wide]
+  int wide;
+
+  /// One warp: combines some of a head.
+  /// @param head   of all rows
+  /// @param first  of `count` partial results
+  /// @param dim    the lane's pair; head_dim or more: none
+  __device__ Softmax combine(int head, int first, int count, int dim, int head_dim, float2& values) const {
+    const std::size_t begin = static_cast<std::size_t>(head) * wide + first;
+    return gemma::combine<kBlocksInGroup>(
+        count, dim < head_dim,
+        [&](int part) { return PartialElements<Format>::get(outs, (begin + part) * head_dim + dim); },
+        [&](int part) {
+          const float2 of_part = __ldcg(sums + begin + part);
+          return Softmax{of_part.x, of_part.y};
+        },
+        values);
+  }
+  __device__ void put(int head, int part, int dim, int head_dim, float2 values, const Softmax& softmax) const {
+    const std::size_t at = static_cast<std::size_t>(head) * wide + part;
+    PartialElements<Format>::put(outs, at * head_dim + dim, values);
+    if (dim == 0) __stcg(sums + at, make_float2(softmax.largest, softmax.sum));
+  }
+};
+
+template <class Format>
+__device__ PartialResults<Format> results_of_blocks(const DecodeModel& model) {
+  return {model.partials, model.partial_sums, model.max_blocks};
+}
+template <class Format>
+__device__ PartialResults<Format> results_of_groups(const DecodeModel& model) {
+  return {model.group_partials, model.group_sums, (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup};
+}
+
+/// Pairs of a head that a warp combines at once.
+inline constexpr int kPairsInChunk = 32;
+__device__ inline int chunks_of_head(int head_dim) { return (head_dim / 2 + kPairsInChunk - 1) / kPairsInChunk; }
+
+template <class Attended>
+__device__ void put_attended(const Attended& attended, int row, int element, float2 values) {
+  __stcg(reinterpret_cast<std::uint32_t*>(attended.at(row, element)), pack_bf16(values.x, values.y));
 }
 
 /// Reports that `done` parts of some work of `all` are finished. @return whether they were the last: what the other
@@ -173,83 +217,85 @@ __device__ bool report_done(const Shared<Format>& shared, unsigned* arrivals, in
   return *shared.is_last != 0;
 }
 
-/// After a run's partial results are written: combines what is complete with it, its group and then all groups.
+/// After a run's partial results are written, of a text of several groups: combines what is complete with it, its group
+/// and then all groups. One copy of the code for both: the instruction cache holds little more than a layer's.
 template <class Format, class Attended>
 __device__ void combine_blocks(const DecodeModel& model, const Shared<Format>& shared, const Attended& attended,
                                const BlockRun& run) {
-  using Elements = PartialElements<Format>;
+  const PartialResults<Format> of_groups = results_of_groups<Format>(model);
   const int head_dim = model.head_dim;
   const int group_heads = model.heads / model.kv_heads;
-  const int first_head = run.row * model.heads + run.kv_head * group_heads;
-  const int groups_wide = (model.max_blocks + kBlocksInGroup - 1) / kBlocksInGroup;
-  const int group = run.group();
-  const int groups = run.groups();
+  const int group = run.group(), groups = run.groups();
   unsigned* arrivals =
-      model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (groups_wide + 1);
-
-  const auto finish = [&](int head, int dim, float2 values, const Softmax& /*softmax*/) {
-    const int element = (run.kv_head * group_heads + head) * head_dim + dim;
-    __stcg(reinterpret_cast<std::uint32_t*>(attended.at(run.row, element)), pack_bf16(values.x, values.y));
-  };
-  /// Combines partial results of which each head has `wide`, from `first` of the first head on.
-  const auto combine_partials = [&](const void* outs, const float2* sums, int wide, int first, int count,
-                                    const auto& done) {
-    const std::size_t begin = static_cast<std::size_t>(first_head) * wide + first;
-    combine<kBlocksInGroup>(
-        count, group_heads, head_dim,
-        [&](int head, int part, int dim) {
-          return Elements::get(outs, (begin + head * wide + part) * head_dim + dim);
-        },
-        [&](int head, int part) {
-          const float2 of_part = __ldcg(sums + begin + head * wide + part);
-          return Softmax{of_part.x, of_part.y};
-        },
-        done);
-  };
+      model.block_arrivals + static_cast<std::size_t>(run.row * model.kv_heads + run.kv_head) * (of_groups.wide + 1);
   if (!report_done(shared, arrivals + group, run.count, run.blocks_in_group())) return;
-  const int first = group * kBlocksInGroup;
-  if (groups == 1) {
-    combine_partials(model.partials, model.partial_sums, model.max_blocks, first, run.blocks_in_group(), finish);
-    return;
-  }
-  // One copy of the code for both: the instruction cache holds little more than a layer's.
 #pragma unroll 1
   for (bool are_groups = false;; are_groups = true) {
-    combine_partials(are_groups ? model.group_partials : model.partials,
-                     are_groups ? model.group_sums : model.partial_sums, are_groups ? groups_wide : model.max_blocks,
-                     are_groups ? 0 : first, are_groups ? groups : run.blocks_in_group(),
-                     [&](int head, int dim, float2 values, const Softmax& softmax) {
-                       if (are_groups) return finish(head, dim, values, softmax);
-                       const std::size_t at = static_cast<std::size_t>(first_head + head) * groups_wide + group;
-                       Elements::put(model.group_partials, at * head_dim + dim, values);
-                       if (dim == 0) __stcg(model.group_sums + at, make_float2(softmax.largest, softmax.sum));
-                     });
-    if (are_groups || !report_done(shared, arrivals + groups_wide, 1, groups)) return;
+    const PartialResults<Format> results = are_groups ? of_groups : results_of_blocks<Format>(model);
+    const int chunks = chunks_of_head(head_dim);
+    for (int unit = warp_index(); unit < group_heads * chunks; unit += kConsumerWarps) {
+      const int head = run.kv_head * group_heads + unit / chunks;
+      const int dim = (unit % chunks * kPairsInChunk + lane_index()) * 2;
+      float2 values;
+      const Softmax softmax = results.combine(run.row * model.heads + head, are_groups ? 0 : group * kBlocksInGroup,
+                                              are_groups ? groups : run.blocks_in_group(), dim, head_dim, values);
+      if (dim >= head_dim) continue;
+      if (are_groups) {
+        put_attended(attended, run.row, head * head_dim + dim, values);
+      } else {
+        of_groups.put(run.row * model.heads + head, group, dim, head_dim, values, softmax);
+      }
+    }
+    if (are_groups || !report_done(shared, arrivals + of_groups.wide, 1, groups)) return;
   }
 }
 
 // --- where attention leaves its results, for others to read ---
 
-/// Each block's as it is, until all of them are there and combined by whichever thread block finishes last.
+/// Each block's as it is, until all of them are there. Those of a long text are combined by whichever thread block
+/// finishes last, others are left to combine_short_texts() (or combine_in_digits()).
 /// @tparam Attended  the next product's input: attended.at(row, column)
 template <class Format, class Attended>
 struct CombinedResults {
   Attended attended;
-  bool are_left = false;  ///< whether they are not combined: combine_in_digits() does it
 
   /// @param head  of all heads
   __device__ void put(const DecodeModel& model, const BlockRun& run, int head, int block, int dim, float2 values,
                       const Softmax& softmax) const {
-    const std::size_t at = static_cast<std::size_t>(run.row * model.heads + head) * model.max_blocks + block;
-    PartialElements<Format>::put(model.partials, at * model.head_dim + dim, values);
-    if (dim == 0) __stcg(model.partial_sums + at, make_float2(softmax.largest, softmax.sum));
+    results_of_blocks<Format>(model).put(run.row * model.heads + head, block, dim, model.head_dim, values, softmax);
   }
   __device__ void end_run(const DecodeModel& model, const Shared<Format>& shared, const BlockRun& run) const {
-    if (!are_left) combine_blocks(model, shared, attended, run);
+    if (run.groups() > 1) combine_blocks(model, shared, attended, run);
   }
 };
 
-/// The same of a single row, as messages, which combine_slices() reads.
+/// Whether a text is so short that its blocks of keys make one group.
+__device__ inline bool is_short_text(const DecodeModel& model, const CacheLayer& layer, int position) {
+  return visible_keys(model, layer, position).blocks() <= kBlocksInGroup;
+}
+
+/// All consumers of all blocks, when all blocks of keys have been attended to: combines attention of those rows whose
+/// texts are short. A warp works on one head's elements, or on 64 of them.
+template <class Format, class Attended>
+__device__ void combine_short_texts(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
+                                    int rows, const Attended& attended) {
+  const PartialResults<Format> results = results_of_blocks<Format>(model);
+  const int chunks = chunks_of_head(model.head_dim);
+  const int units = rows * model.heads * chunks;
+  const int grid = static_cast<int>(gridDim.x);
+  const int thread = thread_index();
+  for (int unit = thread / 32 * grid + static_cast<int>(blockIdx.x); unit < units; unit += kConsumerWarps * grid) {
+    const int head = unit / chunks;  // of all rows
+    const int row = head / model.heads;
+    if (!is_short_text(model, layer, shared.position[row])) continue;
+    const int dim = (unit % chunks * kPairsInChunk + thread % 32) * 2;
+    float2 values;
+    results.combine(head, 0, visible_keys(model, layer, shared.position[row]).blocks(), dim, model.head_dim, values);
+    if (dim < model.head_dim) put_attended(attended, row, (head - row * model.heads) * model.head_dim + dim, values);
+  }
+}
+
+/// Results of a single row, as messages, which combine_slices() reads.
 struct SentResults {
   unsigned tag;
 
@@ -479,11 +525,11 @@ __device__ void combine_in_digits(const DecodeModel& model, const Shared<Format>
       const std::uint32_t words[2] = {pack_bf16(four.x, four.y), pack_bf16(four.z, four.w)};
       four = {low_half(words[0]), high_half(words[0]), low_half(words[1]), high_half(words[1])};
     }
-    make_digits_of_units<kNeedsSums<Format::kLayers>>(
-        attended, [&](int i, const FourDigits& four, const DigitGroup& group) {
-          const int unit = first + i * kConsumers + thread;
-          if (unit < units) to.put(unit, four, group);
-        });
+    make_digits_of_units<kNeedsSums<Format::kLayers>>(attended,
+                                                      [&](int i, const FourDigits& four, const DigitGroup& group) {
+                                                        const int unit = first + i * kConsumers + thread;
+                                                        if (unit < units) to.put(unit, four, group);
+                                                      });
   }
 }
 

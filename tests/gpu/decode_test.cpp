@@ -251,6 +251,11 @@ TEST(ShortDecode, IsRightForTwentySequences) { expect_right({.name = "", .texts 
 
 TEST(ShortDecode, IsRightForFortySequences) { expect_right({.name = "", .texts = lengths(40, 2, 5)}); }
 
+// Whose products of `down` are added up by all thread blocks.
+TEST(ShortDecode, IsRightForNineSequencesOfWideLayers) {
+  expect_right({.name = "", .intermediate = 12'352, .texts = lengths(9, 2, 2)});
+}
+
 TEST(ShortDecode, IsRightForOneSequenceInQ8) {
   expect_right({.name = "", .texts = {20}}, {WeightType::kQ8, WeightType::kQ8});
 }
