@@ -48,6 +48,7 @@ class DeviceArray {
   T* data() const { return data_; }
   void write(const std::vector<T>& values) {
     check_cuda(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+    check_cuda(cudaDeviceSynchronize());  // the copy may still be on its way, and the tests' streams do not wait for it
   }
   std::vector<T> read() const {
     std::vector<T> values(size_);

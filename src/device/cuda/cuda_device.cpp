@@ -74,8 +74,8 @@ struct Sizes {
            2 * (unpacked + normed + q + 2 * kv + attended + activated) + kv_codes + 4 * kv_scales + 2 * kv_expanded +
            4 * (decode_inputs + decode_residual + decode_qkv + decode_projected) +
            2 * (decode_normalized + decode_attended + decode_activated) +
-           8 * (decode_groups + decode_exchange + decode_messages) +
-           partials + group_partials + 4 * (group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
+           8 * (decode_groups + decode_exchange + decode_messages) + partials + group_partials +
+           4 * (group_sums * 2 + partial_sums * 2 + arrivals) + 4 * logits +
            answers * (sizeof(SampleRow) + sizeof(RecentTokens) + sizeof(SampleOutput) +
                       kMaxTopLogprobs * sizeof(TokenLogprob)) +
            workspace;
@@ -224,15 +224,13 @@ CudaDevice::CudaDevice(const Model& model, const CudaOptions& options)
   decode_rows_ = sizes.decode_rows;
 
   decode_layers_ = Buffer<DecodeLayer>(weights_.layers().size());
-  check_cuda(
-      cudaMemcpy(decode_layers_.data(), weights_.layers().data(), decode_layers_.bytes(), cudaMemcpyHostToDevice));
+  upload(decode_layers_, 0, std::span<const DecodeLayer>(weights_.layers()));
 
   const int half = config_.head_dim / 2;
   std::vector<double> frequencies(size(half));
   for (int i = 0; i < half; ++i) frequencies[size(i)] = std::pow(config_.rope_theta, -static_cast<double>(i) / half);
   const Buffer<double> device_frequencies(frequencies.size());
-  check_cuda(
-      cudaMemcpy(device_frequencies.data(), frequencies.data(), device_frequencies.bytes(), cudaMemcpyHostToDevice));
+  upload(device_frequencies, 0, std::span<const double>(frequencies));
   rope_ = Buffer<float2>(sizes.rope);
   launch_rope_table(device_frequencies.data(), layout_.context, half, rope_.data(), stream_);
 

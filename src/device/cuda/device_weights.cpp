@@ -133,7 +133,7 @@ void DeviceWeights::make_tensor_maps() {
     matrices[i]->tensor_map = tensor_maps_.data() + i;
   }
   if (matrices.empty()) return;
-  check_cuda(cudaMemcpy(tensor_maps_.data(), maps.data(), tensor_maps_.bytes(), cudaMemcpyHostToDevice));
+  upload(tensor_maps_, 0, std::span<const CUtensorMap>(maps));
 }
 
 }  // namespace gemma::cuda

@@ -101,6 +101,16 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
+/// Fills a part of a buffer from the host's memory. When it returns, all of it has arrived: cudaMemcpy alone may return
+/// before that, and a Stream does not wait for it.
+/// @throws Error if the copy fails
+template <class T>
+void upload(const Buffer<T>& to, std::size_t first, std::span<const T> from) {
+  assert(first + from.size() <= to.size());
+  check_cuda(cudaMemcpy(to.data() + first, from.data(), from.size_bytes(), cudaMemcpyHostToDevice));
+  check_cuda(cudaStreamSynchronize(nullptr));
+}
+
 /// An array in the host's memory that the GPU can copy from and to while other work goes on. Zeros at first.
 template <class T>
 class PinnedBuffer {

@@ -52,7 +52,7 @@ void fill_randomly(const Buffer<__nv_bfloat16>& matrix) {
   for (__nv_bfloat16& value : pattern) value = __float2bfloat16(normal(random));
   for (std::size_t i = 0; i < matrix.size(); i += pattern.size()) {
     const std::size_t count = std::min(pattern.size(), matrix.size() - i);
-    check_cuda(cudaMemcpy(matrix.data() + i, pattern.data(), 2 * count, cudaMemcpyHostToDevice));
+    upload(matrix, i, std::span<const __nv_bfloat16>(pattern).first(count));
   }
 }
 
