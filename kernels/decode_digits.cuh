@@ -9,9 +9,9 @@
 // 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
 //
 // Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step in 16 bytes.
-// Normalised rows are made of digits once, by whoever normalises them. What other products and attention leave is in
-// bf16, since nobody knows the largest of 32 numbers when they are made: each warp makes digits of what it multiplies
-// by.
+// Normalised rows are made of digits once, by whoever normalises them, and so is a single row's attention where every
+// block puts it together for itself. What other products and attention leave is in bf16, since nobody knows the largest
+// of 32 numbers when they are made: each warp makes digits of what it multiplies by.
 
 #include <cstddef>
 #include <cstdint>

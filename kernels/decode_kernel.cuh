@@ -7,10 +7,10 @@
 // multiprocessor. Its producer streams the block's share of all weights, layer after layer, and of the keys and
 // values of past positions through a ring of stages in shared memory (stream.cuh); eight consumer warps multiply.
 // Between the steps of a layer the blocks meet at a grid barrier: five a layer (seven with more rows than one, eight
-// with packed weights; and one more where attention over short texts is put together). The stream does not stop at
-// barriers: a ring of 180 KB holds what memory gives in 8 us. Time is lost only where a chain of dependencies takes
-// longer than that and the bytes that are used up on the way: from the end of one layer's `down` to the next one's
-// `gate_up` four waits for the grid, two norms and attention follow each other.
+// with packed weights; and one more where attention over short texts is put together by all blocks, each a part). The
+// stream does not stop at barriers: a ring of 180 KB holds what memory gives in 8 us. Time is lost only where a chain
+// of dependencies takes longer than that and the bytes that are used up on the way: from the end of one layer's `down`
+// to the next one's `gate_up` four waits for the grid, two norms and attention follow each other.
 //
 // Arithmetic is the same for one row and for many: decode_product.cuh, decode_attention.cuh and decode_norm.cuh say in
 // what order sums are made.
@@ -308,9 +308,6 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     BlockRuns<kKv> runs;
     if constexpr (kTakesDigits<Format> && kRows == 1)
       combines_here = combines_everywhere<Format>(model, visible_keys(model, cache, shared.position[0]).blocks());
-    bool has_short_texts = false;
-    for (int row = 0; row < rows; ++row)
-      has_short_texts = has_short_texts || is_short_text(model, cache, shared.position[row]);
     normalize(half);
     clock.was_busy(is_attention ? DecodePhase::kAttentionNorm : DecodePhase::kMlpNorm);
     if (kHasOtherHead && is_head) break;
@@ -339,7 +336,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
             consumer_barrier();
           }
         }
-        if (!kIsSent && !combines_here && has_short_texts) {
+        if (!kIsSent && !combines_here && has_short_texts(model, shared, cache, rows)) {
           combine_short_texts(model, shared, cache, rows, Operand{model.attended, query_size});
           grid.arrive();
           grid.wait();

@@ -13,7 +13,7 @@
 namespace gemma {
 
 inline constexpr int kBlockKeys = kPagePositions;
-inline constexpr int kKeysInPart = 8;  // keys of a block that one warp works on
+inline constexpr int kKeysInPart = 8;  // keys of a block whose scores one warp works out
 inline constexpr int kPartsInBlock = kBlockKeys / kKeysInPart;
 inline constexpr int kHeadsAtOnce = 2;  // query heads of a group that share a pass over the keys
 inline constexpr int kMaxHeadDim = 256;

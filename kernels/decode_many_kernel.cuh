@@ -7,7 +7,8 @@
 // many rows, activations take more than a block can hold or read again and again, so products go panel by panel
 // (decode_many_product.cuh). Those with few outputs (qkv, attention_out, down) are split over the blocks along their
 // columns as well, and leave a sum for each piece of columns; those with many (gate_up, head) are whole. A row is
-// normalised once, by one block. Seven grid barriers a layer.
+// normalised once, by one block. Seven grid barriers a layer, one more where texts are short (decode_partials.cuh), and
+// one more for each product that add_up_pieces() sees to.
 //
 // Bytes of a step: all weights once, the keys and values that the rows' queries see, and 4 bytes for each logit. Of 64
 // rows of 2B at context 512 that is 5.2 + 3.5 GB, of 9B 18.5 + 11.3 GB. Sums of pieces and activations, some 20 MB a
@@ -48,7 +49,7 @@ __device__ void with_head_type(const DecodeModel& model, const Use& use) {
   use(TypeConstant<kLayers>{});
 }
 
-/// Whose sums over pieces of columns are left to be added up by their readers.
+/// Whose sums over pieces of columns are left to be added up by their readers, or by add_up_pieces().
 __device__ inline constexpr bool is_split(Kind kind) { return kind != Kind::kGateUp && kind != Kind::kHead; }
 
 // --- attention's shares, of which all local layers have the same, and so have all global ones ---
@@ -70,8 +71,7 @@ __device__ AttentionShare share_attention(const DecodeModel& model, const Shared
   // Shares begin behind one another at the blocks of the grid that come last in the products, too.
   const int place = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
   AttentionShare own{static_cast<int>(total * place / gridDim.x), static_cast<int>(total * (place + 1) / gridDim.x)};
-  for (int row = 0; row < rows; ++row)
-    own.has_short_texts = own.has_short_texts || is_short_text(model, layer, shared.position[row]);
+  own.has_short_texts = has_short_texts(model, shared, layer, rows);
   while (own.row + 1 < rows && own.first_in_row + blocks_of(own.row) <= own.first)
     own.first_in_row += blocks_of(own.row++);
   return own;

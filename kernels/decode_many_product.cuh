@@ -514,7 +514,8 @@ __device__ inline void add_to(float4& sum, const float4& value) {
   sum = {sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w};
 }
 
-/// What multiply_split leaves: sums over one piece of columns each, which their readers add up in ascending order.
+/// What multiply_split leaves: sums over one piece of columns each, which their readers (or add_up_pieces()) add up in
+/// ascending order.
 struct SplitProductRow {
   const float* outputs;  // of the first piece
   std::size_t apart;     // from one piece's to the next one's
@@ -555,7 +556,7 @@ struct SplitProduct {
   __device__ SplitProductRow row(int i) const { return {rows + static_cast<std::size_t>(i) * width, apart(), pieces}; }
 };
 
-/// From so many pieces on, all blocks add them up before one block reads a whole row of them.
+/// From so many pieces on, all blocks add up what one block would read a whole row of, for a norm.
 inline constexpr int kManyPieces = 24;
 
 /// All consumers of all blocks: adds up the pieces of a product, in ascending order.

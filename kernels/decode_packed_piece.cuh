@@ -15,7 +15,8 @@ namespace gemma {
 
 // --- one row ---
 
-/// Columns of the only row in digits: whole pieces, behind the row's own filled up with zeros.
+/// Columns of the only row in digits: whole pieces. Behind the row's own there are zeros, or another row's digits:
+/// their weights are zeros.
 __host__ __device__ inline int padded_columns(int columns) {
   return (columns + kPieceColumns - 1) / kPieceColumns * kPieceColumns;
 }
@@ -83,7 +84,7 @@ class RowDigits {
     }
   }
 
-  /// Gets the digits: zeros for columns that the row does not have.
+  /// Gets the digits. For columns that the row does not have they count for nothing (padded_columns()).
   /// @tparam kHasSums  of make_digits()
   template <bool kHasSums>
   __device__ void take(const PackedRowOperand& operand) {

@@ -274,6 +274,14 @@ __device__ inline bool is_short_text(const DecodeModel& model, const CacheLayer&
   return visible_keys(model, layer, position).blocks() <= kBlocksInGroup;
 }
 
+template <class Format>
+__device__ bool has_short_texts(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
+                                int rows) {
+  bool has_one = false;
+  for (int row = 0; row < rows; ++row) has_one = has_one || is_short_text(model, layer, shared.position[row]);
+  return has_one;
+}
+
 /// All consumers of all blocks, when all blocks of keys have been attended to: combines attention of those rows whose
 /// texts are short. A warp works on one head's elements, or on 64 of them.
 template <class Format, class Attended>
@@ -464,6 +472,7 @@ __device__ void combine_in_digits(const DecodeModel& model, const Shared<Format>
       for (int i = 0; i < kUnits; ++i) {
 #pragma unroll
         for (int j = 0; j < kAtOnce; ++j) {
+          // Without a block, what was found before stays: its share is 0.
           if (first_block + j < blocks)
             Elements::get(model.partials, at[i] + (first_block + j) * model.head_dim, found[i][j]);
         }
