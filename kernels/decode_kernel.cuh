@@ -308,6 +308,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     BlockRuns<kKv> runs;
     if constexpr (kTakesDigits<Format> && kRows == 1)
       combines_here = combines_everywhere<Format>(model, visible_keys(model, cache, shared.position[0]).blocks());
+    const bool are_some_short = has_short_texts(model, shared, cache, rows);
     normalize(half);
     clock.was_busy(is_attention ? DecodePhase::kAttentionNorm : DecodePhase::kMlpNorm);
     if (kHasOtherHead && is_head) break;
@@ -336,7 +337,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
             consumer_barrier();
           }
         }
-        if (!kIsSent && !combines_here && has_short_texts(model, shared, cache, rows)) {
+        if (!kIsSent && !combines_here && are_some_short) {
           combine_short_texts(model, shared, cache, rows, Operand{model.attended, query_size});
           grid.arrive();
           grid.wait();

@@ -274,6 +274,7 @@ __device__ inline bool is_short_text(const DecodeModel& model, const CacheLayer&
   return visible_keys(model, layer, position).blocks() <= kBlocksInGroup;
 }
 
+/// Whether one of the rows' texts is.
 template <class Format>
 __device__ bool has_short_texts(const DecodeModel& model, const Shared<Format>& shared, const CacheLayer& layer,
                                 int rows) {
