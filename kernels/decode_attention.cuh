@@ -4,7 +4,8 @@
 //
 // It goes over blocks of 64 keys aligned to absolute positions (and decode_partials.cuh puts the blocks together). Each
 // warp multiplies two heads' queries by 8 keys, a part, on the tensor cores: the bf16 nearest to them, and what
-// rounding to it left over. Then each adds up 32 elements of the values of all parts, four lanes those of one part.
+// rounding to it left over. Then each adds up an eighth of the values' elements, of all parts, four lanes those of one
+// part.
 //
 // With a cache in 8 bits, queries are multiplied by codes, and the sum by the key's scale; a weight is multiplied by
 // the value's scale before it is by codes. The row's own key and value are rounded to bf16 first, as those of prompts
@@ -237,6 +238,19 @@ __device__ inline float keep_one(bool is_second, float first, float second, int 
   return (is_second ? second : first) + __shfl_xor_sync(~0u, is_second ? first : second, across);
 }
 
+/// The same of several numbers, half of which a lane keeps, or of no more than two, which both keep.
+template <int kIn, int kOut>
+__device__ void add_across(const float (&in)[kIn], bool is_second, int across, float (&out)[kOut]) {
+#pragma unroll
+  for (int i = 0; i < kOut; ++i) {
+    if constexpr (kIn == kOut) {
+      out[i] = in[i] + __shfl_xor_sync(~0u, in[i], across);
+    } else {
+      out[i] = keep_one(is_second, in[i], in[i + kOut], across);
+    }
+  }
+}
+
 /// Which score of a part a lane has.
 struct OwnScore {
   static_assert(kHeadsAtOnce == 2 && kKeysInPart == 8);
@@ -348,15 +362,19 @@ struct Parts {
   __device__ bool has(int part) const { return part >= first && part < last; }
 };
 
-/// Of one part of a block, what a lane has: weighted sums of 8 elements of its values, for two heads.
+/// Of one part of a block of keys, what a lane has: weighted sums of some elements of its values, for two heads. Four
+/// lanes of each warp have a part, and the eight warps together all elements.
+/// @tparam kDims  lane_dims()
+template <int kDims>
 struct PartSums {
-  static constexpr int kDims = 8;
-  static_assert(kHeadsAtOnce == 2 && kPartsInBlock == 8);
+  static_assert(kHeadsAtOnce == 2 && kPartsInBlock == 8 && kConsumerWarps == 8);
 
   float values[kHeadsAtOnce][kDims];
 };
 
 /// Whose sums and results a thread has.
+/// @tparam kDims  of PartSums
+template <int kDims>
 struct OwnSums {
   int lane;
   int part;       // in the block
@@ -364,44 +382,57 @@ struct OwnSums {
   // Of BlockResult:
   int head;  // of two
   int dim;
+  bool is_first;  // of the lanes that have the same result
 
   __device__ explicit OwnSums(int thread)
       : lane(thread % 32),
         part(lane / 4),
-        first_dim(thread / 32 * 4 * PartSums::kDims + lane % 4 * PartSums::kDims),
+        first_dim((thread / 32 * 4 + lane % 4) * kDims),
         head(lane / 16),
-        dim(first_dim + 2 * (lane / 4 % 4)) {}
+        dim(first_dim + (kDims == 8   ? lane / 4 % 4 * 2
+                         : kDims == 4 ? lane / 8 % 2 * 2
+                                      : 0)),
+        is_first(kDims == 8 || (kDims == 4 ? lane / 4 % 2 == 0 : lane / 4 % 4 == 0)) {}
 };
 
-/// Eight neighbouring elements.
-__device__ inline void load_eight(const __nv_bfloat16* from, float (&out)[8]) {
-  const uint4 words = load_eight(from);
-  const std::uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+/// Neighbouring elements.
+template <int kDims>
+__device__ void load_dims(const __nv_bfloat16* from, float (&out)[kDims]) {
+  const auto words = *reinterpret_cast<const ElementWords<kDims, __nv_bfloat16>*>(from);
+  const auto* const pairs = reinterpret_cast<const std::uint32_t*>(&words);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kDims / 2; ++i) {
     out[2 * i] = low_half(pairs[i]);
     out[2 * i + 1] = high_half(pairs[i]);
   }
 }
-__device__ inline void load_eight(const std::int8_t* from, float (&out)[8]) {
-  const uint2 codes = *reinterpret_cast<const uint2*>(from);
+template <int kDims>
+__device__ void load_dims(const std::int8_t* from, float (&out)[kDims]) {
+  const auto words = *reinterpret_cast<const ElementWords<kDims, std::int8_t>*>(from);
+  std::uint32_t codes[2] = {};
+  if constexpr (kDims == 8) {
+    codes[0] = words.x;
+    codes[1] = words.y;
+  } else {
+    codes[0] = words;
+  }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) out[i] = code_at(i < 4 ? codes.x : codes.y, i % 4);
+  for (int i = 0; i < kDims; ++i) out[i] = code_at(codes[i / 4], i % 4);
 }
 
 /// Adds up the values of a part, whose weights are there.
 /// @param index  of the part in its block
-/// @param dim    the first of eight elements
-template <class Part>
-__device__ PartSums add_values(const AttentionScratch& scratch, const Part& part, int index, int dim) {
-  PartSums sums = {};
+/// @param dim    the first of the lane's elements
+template <int kDims, class Part>
+__device__ PartSums<kDims> add_values(const AttentionScratch& scratch, const Part& part, int index, int dim) {
+  PartSums<kDims> sums = {};
 #pragma unroll
   for (int k = 0; k < kKeysInPart; ++k) {
-    float value[PartSums::kDims];
-    load_eight(part.stage_of(k).value(part.in_stage(k)) + dim, value);
+    float value[kDims];
+    load_dims(part.stage_of(k).value(part.in_stage(k)) + dim, value);
     const float2 weights = *reinterpret_cast<const float2*>(scratch.weights[index * kKeysInPart + k]);
 #pragma unroll
-    for (int i = 0; i < PartSums::kDims; ++i) {
+    for (int i = 0; i < kDims; ++i) {
       sums.values[0][i] = fmaf(weights.x, value[i], sums.values[0][i]);
       sums.values[1][i] = fmaf(weights.y, value[i], sums.values[1][i]);
     }
@@ -417,8 +448,9 @@ struct BlockResult {
 
 /// Puts the parts of a block together.
 /// @param parts  that are there, at least one
-__device__ inline BlockResult put_together(const AttentionScratch& scratch, const PartSums& sums, const Parts& parts,
-                                           const OwnSums& whose) {
+template <int kDims>
+__device__ BlockResult put_together(const AttentionScratch& scratch, const PartSums<kDims>& sums, const Parts& parts,
+                                    const OwnSums<kDims>& whose) {
   const bool has_part = parts.has(whose.part);
   // Of a part's four lanes, two work out what it counts for with either head.
   const int head = whose.lane % 2;
@@ -433,21 +465,20 @@ __device__ inline BlockResult put_together(const AttentionScratch& scratch, cons
   for (int across = 4; across < 32; across *= 2) sum += __shfl_xor_sync(~0u, sum, across);
   const float other_factor = __shfl_xor_sync(~0u, factor, 1);
   const float factors[kHeadsAtOnce] = {head == 0 ? factor : other_factor, head == 0 ? other_factor : factor};
-  float added[kHeadsAtOnce][PartSums::kDims];
+  float added[kHeadsAtOnce][kDims];
 #pragma unroll
   for (int h = 0; h < kHeadsAtOnce; ++h) {
     // What a lane has for a part that is not there is of another one, and counts for nothing.
 #pragma unroll
-    for (int i = 0; i < PartSums::kDims; ++i) added[h][i] = __fmul_rn(factors[h], sums.values[h][i]);
+    for (int i = 0; i < kDims; ++i) added[h][i] = __fmul_rn(factors[h], sums.values[h][i]);
   }
-  // Lanes share out the elements while they add them up: first the heads, then halves of the dimensions.
-  float of_head[8], four[4], two[2];
+  // Lanes share out the elements while they add them up: first the heads, then halves of the dimensions, down to two.
+  constexpr int kHalf = kDims > 2 ? kDims / 2 : 2;
+  float of_head[kDims], half[kHalf], two[2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) of_head[i] = keep_one(whose.lane & 16, added[0][i], added[1][i], 16);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) four[i] = keep_one(whose.lane & 8, of_head[i], of_head[i + 4], 8);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) two[i] = keep_one(whose.lane & 4, four[i], four[i + 2], 4);
+  for (int i = 0; i < kDims; ++i) of_head[i] = keep_one(whose.lane & 16, added[0][i], added[1][i], 16);
+  add_across(of_head, whose.lane & 8, 8, half);
+  add_across(half, whose.lane & 4, 4, two);
   const Softmax of_block{__shfl_sync(~0u, largest, whose.head), __shfl_sync(~0u, sum, whose.head)};
   const float inverse = 1 / of_block.sum;
   return {{__fmul_rn(two[0], inverse), __fmul_rn(two[1], inverse)}, of_block};
@@ -480,16 +511,16 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
         if (block == run.first || group_heads > kHeadsAtOnce)
           prepare_attention<kKv, kLaneDims>(model, shared, layer, scratch, run, first_head, heads, qkv.row(run.row));
         consumer_barrier();
-        PartSums sums;
-        const OwnSums whose(thread_index());
+        PartSums<kLaneDims> sums;
+        const OwnSums<kLaneDims> whose(thread_index());
         const auto attend_to = [&](const Parts& parts) {
           if (parts.has(own_part))
             weigh_part<kKv, kLaneDims>(model, shared, layer, scratch, run, block, piece_of(own_part), own_part);
           consumer_barrier();
           // Lanes of a part that is not there take another one, without a branch.
           const int index = min(max(whose.part, parts.first), parts.last - 1);
-          const PartSums added = add_values(scratch, Part(shared.stream, piece_of(index), head_dim), index,
-                                            min(whose.first_dim, head_dim - PartSums::kDims));
+          const auto added = add_values<kLaneDims>(scratch, Part(shared.stream, piece_of(index), head_dim), index,
+                                                   min(whose.first_dim, head_dim - kLaneDims));
           if (!is_halved || parts.has(whose.part)) sums = added;
           consumer_barrier();
           if (parts.has(own_part) && first + kHeadsAtOnce >= group_heads) {
@@ -509,7 +540,7 @@ __device__ void attend(const DecodeModel& model, const CacheLayer& layer, const 
           attend_to(all);
         }
         const BlockResult result = put_together(scratch, sums, all, whose);
-        if (whose.head < heads && whose.dim < head_dim)
+        if (whose.is_first && whose.head < heads && whose.dim < head_dim)
           results.put(model, run, first_head + whose.head, block - run.range.first_block(), whose.dim, result.values,
                       result.softmax);
       }

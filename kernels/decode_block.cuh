@@ -57,11 +57,13 @@ struct BlockSizes {
 
 /// By all threads of a block: deals out its shared memory, makes the stream's barriers ready, and reads what the rows
 /// are.
-/// @param memory  aligned to 1024 bytes, as pieces of weights in bf16 must be
+/// @param memory    aligned to 1024 bytes, as pieces of weights in bf16 must be
+/// @param releases  of a stage before it is filled again
 template <class Format>
 __device__ __forceinline__ Shared<Format> set_up_block(const DecodeModel& model, char* memory, int stages,
-                                                       const BlockSizes<Format>& sizes, int rows) {
+                                                       const BlockSizes<Format>& sizes, int rows, int releases = 1) {
   Shared<Format> shared;
+  shared.stream.releases = releases;
   shared.stream.stage_memory = memory;
   shared.stream.stages = stages;
   shared.stream.stages_inverse = 0xffffffffu / static_cast<unsigned>(stages) + 1;
@@ -81,7 +83,7 @@ __device__ __forceinline__ Shared<Format> set_up_block(const DecodeModel& model,
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
       barrier_init(&shared.stream.full[i], producer_threads());
-      barrier_init(&shared.stream.empty[i], 1);
+      barrier_init(&shared.stream.empty[i], static_cast<unsigned>(releases));
     }
     fence_barrier_init();
   }

@@ -132,9 +132,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 
   // Each row is normalised by one block, always the same: its first row is asked for ahead of the wait for the grid.
   const int first_row = static_cast<int>(blockIdx.x);
-  ResidualRow residual(hidden, first_row < rows);
   const auto residual_at = [&](int row) { return model.residual[0] + static_cast<std::size_t>(row) * hidden; };
-  const auto embed = [&](int row) {
+  const auto embed = [&](ResidualRow& residual, int row) {
     const int token = shared.token[row];
     const float* next_norm = model.layer[0].attention_norm;
     with_head_type<kLayers>(model, [&]<WeightType kType>(TypeConstant<kType>) {
@@ -148,7 +147,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       }
     });
   };
-  const auto normalize = [&](int row) {
+  const auto normalize = [&](const ResidualRow& residual, int row) {
     if constexpr (kLayers == WeightType::kBf16) {
       residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
     } else {
@@ -168,36 +167,54 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       wait_for_grid();
       add_up_pieces(added, rows);
     }
+    // A new one, so that the compiler sees that the last one need not be kept.
+    ResidualRow residual(hidden, first_row < rows);
     grid.arrive();
     if (first_row < rows) residual.fetch(residual_at(first_row), added_norm, next_norm);
     grid.wait();
     for (int row = first_row; row < rows; row += static_cast<int>(gridDim.x)) {
       if (row != first_row) residual.fetch(residual_at(row), added_norm, next_norm);
       residual.add(shared, added.row(row), model.norm_eps);
-      normalize(row);
+      normalize(residual, row);
     }
     wait_for_grid();
   };
 
   for (int row = first_row; row < rows; row += static_cast<int>(gridDim.x)) {
-    embed(row);
-    normalize(row);
+    ResidualRow residual(hidden, true);
+    embed(residual, row);
+    normalize(residual, row);
     consumer_barrier();  // before the next row's sums take the place of this one's
   }
   wait_for_grid();
   // Attention and MLP are alike: two products with something between them, and the norm of what is added. There is one
-  // copy of the code for split products and for norms: the instruction cache holds little more than a layer's.
-  for (int half = 0; half < 2 * model.layers; ++half) {
+  // copy of the code for split products, one for whole ones (a head of another type has one of its own), and one for
+  // norms: the instruction cache holds little more than a layer's.
+  for (int half = 0;; ++half) {
+    const bool is_head = half == 2 * model.layers;
     const bool is_attention = half % 2 == 0;
-    const DecodeLayer& layer = model.layer[half / 2];
-    const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
-    if (!is_attention) {
-      multiply_whole<kRows, kLayers>(shared, shape_of(model, Kind::kGateUp), normalized, rows, totals, dealer, progress,
-                                     [&](int row, int output, float2 gate_up) {
-                                       *activated.at(row, output) = __float2bfloat16_rn(gelu(gate_up.x) * gate_up.y);
-                                     });
-      wait_for_grid();
+    const DecodeLayer& layer = model.layer[min(half / 2, model.layers - 1)];
+    const auto multiply_normalized = [&]<WeightType kType>(TypeConstant<kType>) {
+      const Kind kind = is_head ? Kind::kHead : Kind::kGateUp;
+      multiply_whole<kRows, kType>(shared, shape_of(model, kind), normalized, rows, totals, dealer, progress,
+                                   [&](int row, int output, float2 values) {
+                                     if (!is_head) {
+                                       *activated.at(row, output) = __float2bfloat16_rn(gelu(values.x) * values.y);
+                                       return;
+                                     }
+                                     float* const out = model.logits + row * model.logits_pitch + output;
+                                     out[0] = soft_cap(values.x, model.final_softcap);
+                                     if (output + 1 < model.vocab) out[1] = soft_cap(values.y, model.final_softcap);
+                                   });
+    };
+    if (is_head && has_own_head_type<kLayers>(model)) {
+      if constexpr (kLayers == WeightType::kQ4) multiply_normalized(TypeConstant<WeightType::kQ8>{});
+      return;
     }
+    if (is_head || !is_attention) multiply_normalized(TypeConstant<kLayers>{});
+    if (is_head) return;
+    if (!is_attention) wait_for_grid();
+    const CacheLayer cache{layer.is_local != 0, layer.index_in_kind};
     SplitProduct split;
 #pragma unroll 1
     for (int second = is_attention ? 0 : 1; second < 2; ++second) {
@@ -205,11 +222,13 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       const MatrixShape shape = shape_of(model, kind);
       split = {kind == Kind::kQkv ? model.qkv : model.projected, shape.outputs, model.rows_held,
                shape.pieces_in_tile()};
-      multiply_split<kRows>(shared, shape,
-                            kind == Kind::kQkv            ? normalized
-                            : kind == Kind::kAttentionOut ? attended
-                                                          : activated,
-                            rows, progress, split);
+      // Each member by itself, so that all are in registers.
+      const auto of_kind = [&](auto member) {
+        return kind == Kind::kQkv ? normalized.*member : kind == Kind::kDown ? activated.*member : attended.*member;
+      };
+      const FragmentOperand input{of_kind(&FragmentOperand::fragments), of_kind(&FragmentOperand::columns),
+                                  of_kind(&FragmentOperand::groups)};
+      multiply_split<kRows>(shared, shape, input, rows, progress, split);
       if (second == 1) break;
       grid.arrive();
       BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
@@ -227,14 +246,6 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
                                                                  : model.final_norm;
     add_and_normalize(split, is_attention ? layer.attention_post_norm : layer.mlp_post_norm, next_norm);
   }
-  with_head_type<kLayers>(model, [&]<WeightType kType>(TypeConstant<kType>) {
-    multiply_whole<kRows, kType>(shared, shape_of(model, Kind::kHead), normalized, rows, totals, dealer, progress,
-                                 [&](int row, int output, float2 logits) {
-                                   float* out = model.logits + row * model.logits_pitch + output;
-                                   out[0] = soft_cap(logits.x, model.final_softcap);
-                                   if (output + 1 < model.vocab) out[1] = soft_cap(logits.y, model.final_softcap);
-                                 });
-  });
 }
 
 template <int kRows, WeightType kLayers>
@@ -253,7 +264,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   const int rows = *model.row_count;
   const bool has_whole_scratch = kLayers == WeightType::kBf16 || is_scratch_whole;
   const BlockSizes<Format> sizes = block_sizes<kRows, kLayers>(kArchitecture, has_whole_scratch);
-  const Shared<Format> shared = set_up_block(model, memory, stages, sizes, rows);
+  // A stage is let go by each group of consumers.
+  constexpr int kReleases = HeldFor<kLayers, kPieceColumns, kRows, true>::Type::kGroups;
+  const Shared<Format> shared = set_up_block(model, memory, stages, sizes, rows, kReleases);
   AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
   const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
   if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {

@@ -6,7 +6,8 @@
 // every tile in the time that the tile's weights take to arrive. So a block works on panels: one piece of 512 columns
 // of many tiles, one tile after the other. The eight warps hold the rows' activations of these columns in registers,
 // each two of the eight step classes of half the rows (or one of all, if they are no more than 16); each multiplies
-// every tile of the panel by what it holds. What the classes give is added up through shared memory.
+// every tile of the panel by what it holds. What the classes give is added up through shared memory, by the four warps
+// that have the same rows (or by all eight).
 //
 // Packed weights cost more to make an operand of than to multiply by, so there each warp has one step class of all
 // rows: every weight is unpacked once.
@@ -20,9 +21,13 @@
 
 namespace gemma {
 
+/// The first of the names of barriers of groups of consumers.
+inline constexpr int kFirstGroupBarrier = 3;
+
 /// Tiles that are multiplied between two barriers.
 inline constexpr int kTilesAtOnce = 2;
-static_assert(kTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages && kTilesAtOnce <= kConsumerWarps);
+// They and the next ones are in the stream's memory together.
+static_assert(2 * kTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages);
 
 /// Tiles of one piece of columns that a block works on one after the other: first_tile, first_tile + tile_step, ...
 struct Panel {
@@ -161,85 +166,115 @@ struct FragmentOperand {
   }
 };
 
-__device__ inline float2 sum_of(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
-
 /// What one warp holds of the activations while a panel's weights in bf16 stream past it: of half the rows, in tiles of
 /// 16, the columns of two step classes; or of 16 rows those of one.
 template <int kRows>
 class HeldOperand {
  public:
   static constexpr int kHeldClasses = kRows > kRowsInFragment ? 2 : 1;
-  static constexpr int kParts = kClasses / kHeldClasses;  // sums of a tile, which are added up
+  static constexpr int kParts = kClasses / kHeldClasses;   // sums of a tile, which are added up
+  static constexpr int kGroups = kConsumerWarps / kParts;  // of warps, each with its own rows
   static constexpr int kRowTiles = kRows / kRowsInFragment / kHeldClasses;
+  static constexpr int kHeldSteps = 2 * kHeldClasses;  // the first step of each class, then the second of each
   static_assert(kRowTiles * kHeldClasses * kRowsInFragment == kRows && kParts * kHeldClasses == kConsumerWarps);
-  static constexpr bool kFitsTwice = kRowTiles == 1;  // into a thread's registers
+
+  __device__ explicit HeldOperand(int thread) : lane_(thread % 32), warp_(thread / 32) {}
 
   /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
     steps_ = min(kPieceColumns, operand.columns - column) / 32;
+    is_ragged_ = steps_ < kPieceColumns / 32 && (kArchitecture < 900 || operand.columns % 64 != 0);
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      // What is read instead of rows and steps that do not exist is not used.
+      // What is read instead of rows and steps that do not exist is not used, or multiplied by zeros.
       const int row_tile = first_row(tile) < rows ? first_row(tile) / kRowsInFragment : 0;
 #pragma unroll
       for (int i = 0; i < kHeldSteps; ++i) {
         const auto* fragments = reinterpret_cast<const uint4*>(
             operand.fragment(row_tile, (column + (step(i) < steps_ ? 32 * step(i) : 0)) / 16));
-        even_[tile][i] = __ldcg(fragments + lane_index());
-        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+        even_[tile][i] = __ldcg(fragments + lane_);
+        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_);
       }
     }
   }
-
-  /// The first row of a row tile of this warp.
-  __device__ static int first_row(int tile) { return kRowsInFragment * (warp_index() / kParts + kHeldClasses * tile); }
-  /// Which of a tile's sums this warp makes: of the classes from kHeldClasses times this on.
-  __device__ static int part() { return warp_index() % kParts; }
 
   /// Makes ready what was fetched.
   __device__ void prepare() {}
 
-  /// Multiplies a tile's piece of weights. `sums` are laid out as the tensor cores leave them.
-  __device__ void multiply(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
-    if (steps_ == kPieceColumns / 32) {
-      multiply_steps<true>(weights, sums);
-    } else {
-      multiply_steps<false>(weights, sums);
+  /// What this warp multiplies of a tile's piece of weights.
+  struct Weights {
+    std::uint32_t steps[kHeldSteps][4];
+  };
+  /// @param piece  in its stage
+  __device__ void load(Weights& weights, const void* piece) const {
+    const auto* const elements = static_cast<const __nv_bfloat16*>(piece);
+#pragma unroll
+    for (int i = 0; i < kHeldClasses; ++i) {
+      const __nv_bfloat16* const first = elements + swizzled(lane_ % 8, 32 * step(i) + 8 * (lane_ / 8));
+      load_matrices(weights.steps[i], first);
+      load_matrices(weights.steps[i + kHeldClasses], first + swizzled(0, 32 * kClasses));
+    }
+  }
+  /// Zeros instead of weights that the matrix does not have.
+  __device__ void finish_loading(Weights (&weights)[kTilesAtOnce]) const {
+    // The copy engine has filled up the stage with zeros, but for half a run of columns.
+    if (!is_ragged_) return;
+#pragma unroll
+    for (Weights& of_tile : weights) {
+#pragma unroll
+      for (int i = 0; i < kHeldSteps; ++i) {
+#pragma unroll
+        for (std::uint32_t& two : of_tile.steps[i]) two = step(i) < steps_ ? two : 0;
+      }
+    }
+  }
+
+  /// What the tensor cores give, of each class two chains.
+  struct Sums {
+    float even[kHeldClasses][kRowTiles][4] = {}, odd[kHeldClasses][kRowTiles][4] = {};
+  };
+  /// @param sums  zeros before
+  __device__ void multiply(const Weights& weights, Sums& sums) const {
+#pragma unroll
+    for (int i = 0; i < kHeldSteps; ++i) {
+      const std::uint32_t(&b)[4] = weights.steps[i];
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        const uint4& a = even_[tile][i];
+        multiply_accumulate(sums.even[i % kHeldClasses][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
+        const uint4& c = odd_[tile][i];
+        multiply_accumulate(sums.odd[i % kHeldClasses][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
+      }
+    }
+  }
+
+  /// Leaves this warp's part of a tile's sums.
+  /// @param parts  [kParts, kRows * kPieceRows / 2]
+  __device__ void store(const Sums& sums, float2* parts) const {
+    float2* const to = parts + warp_ % kParts * (kRows * kPieceRows / 2) + lane_;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      float of_tile[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        of_tile[j] = sums.even[0][tile][j] + sums.odd[0][tile][j];
+        if constexpr (kHeldClasses == 2) of_tile[j] += sums.even[1][tile][j] + sums.odd[1][tile][j];
+      }
+      to[4 * first_row(tile)] = make_float2(of_tile[0], of_tile[1]);
+      to[4 * (first_row(tile) + 8)] = make_float2(of_tile[2], of_tile[3]);
     }
   }
 
  private:
-  static constexpr int kHeldSteps = 2 * kHeldClasses;  // the first step of each class, then the second of each
-
-  __device__ static int step(int i) { return kHeldClasses * part() + i % kHeldClasses + kClasses * (i / kHeldClasses); }
-
-  template <bool kIsFull>
-  __device__ void multiply_steps(const __nv_bfloat16* weights, float (&sums)[kRowTiles][4]) const {
-    float even[kHeldClasses][kRowTiles][4] = {}, odd[kHeldClasses][kRowTiles][4] = {};
-#pragma unroll
-    for (int i = 0; i < kHeldSteps; ++i) {
-      if (!kIsFull && step(i) >= steps_) continue;
-      std::uint32_t b[4];
-      load_weights(b, weights, step(i));
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        const uint4& a = even_[tile][i];
-        multiply_accumulate(even[i % kHeldClasses][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
-        const uint4& c = odd_[tile][i];
-        multiply_accumulate(odd[i % kHeldClasses][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sums[tile][j] = even[0][tile][j] + odd[0][tile][j];
-        if constexpr (kHeldClasses == 2) sums[tile][j] += even[1][tile][j] + odd[1][tile][j];
-      }
-    }
+  /// The first row of a row tile of this warp.
+  __device__ int first_row(int tile) const { return kRows / kGroups * (warp_ / kParts) + kRowsInFragment * tile; }
+  __device__ int step(int i) const {
+    return kHeldClasses * (warp_ % kParts) + i % kHeldClasses + kClasses * (i / kHeldClasses);
   }
 
+  int lane_, warp_;
   int steps_;
+  bool is_ragged_;  // whether a stage may have something else than zeros behind the matrix's columns
   uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
 };
 
@@ -258,28 +293,37 @@ __device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
 
 /// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
 /// the columns of one step class, in digits.
-template <WeightType kType, int kUnits, int kRows>
+/// @tparam kMakesDigits  whether what is fetched may be in bf16
+template <WeightType kType, int kUnits, int kRows, bool kMakesDigits>
 class HeldClass {
  public:
   static constexpr int kRowTiles = kRows / kRowsInFragment;
-  static constexpr bool kFitsTwice = kRows <= 32;  // into a thread's registers
-  static constexpr int kParts = kClasses;
+  static constexpr int kGroups = 1;        // of warps, each with its own rows
+  static constexpr int kParts = kClasses;  // sums of a tile, which are added up
 
+  __device__ explicit HeldClass(int thread) : lane_(thread % 32), warp_(thread / 32) {}
+
+  /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
-    steps_ = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
-    are_digits_ = operand.groups != nullptr;
+    const int steps = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
+    has_second_unit_ = steps > kUnitSteps;
+    are_digits_ = !kMakesDigits || operand.groups != nullptr;
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      // What is read instead of rows and steps that do not exist is not used.
+      // What is read instead of rows that do not exist is not used.
       const int row_tile = kRowsInFragment * tile < rows ? tile : 0;
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
-        const int first = column + (has_step(i) ? kGroupColumns * step(i) : 0);
+        const int step = warp_ + kUnitSteps * i;
+        first_[tile][i] = second_[tile][i] = make_uint4(0, 0, 0, 0);
+        groups_[tile][i][0] = groups_[tile][i][1] = {0, 0};
+        if (step >= steps) continue;
+        const int first = column + kGroupColumns * step;
         const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
-        first_[tile][i] = __ldcg(fragments + lane_index());
-        second_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_index());
+        first_[tile][i] = __ldcg(fragments + lane_);
+        second_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_);
         if (are_digits_) {
-          const int row = row_tile * kRowsInFragment + lane_index() / 4;
+          const int row = row_tile * kRowsInFragment + lane_ / 4;
           const auto group = [&](int of_row) {
             const float2 both = __ldcg(reinterpret_cast<const float2*>(operand.group_at(of_row, first)));
             return DigitGroup{both.x, both.y};
@@ -293,7 +337,64 @@ class HeldClass {
 
   /// Makes digits of what was fetched, if it is in bf16.
   __device__ void prepare() {
-    if (are_digits_) return;
+    if constexpr (kMakesDigits) {
+      if (!are_digits_) make_digits_of_fetched();
+    }
+  }
+
+  /// What this warp multiplies of a tile's piece of weights.
+  struct Weights {
+    uint4 codes[kUnits];
+    GroupScales<kType> scales[kUnits];
+  };
+  /// @param piece  in its stage
+  __device__ void load(Weights& weights, const void* piece) const {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const std::byte* const unit = static_cast<const std::byte*>(piece) + i * unit_bytes(kType);
+      weights.codes[i] = load_codes_of_step<kType>(unit, warp_);
+      weights.scales[i] = load_scales<kType>(unit, warp_);
+      // What a stage has behind the last unit is no weights.
+      if (i > 0 && !has_second_unit_) weights.scales[i] = {};
+    }
+  }
+  __device__ void finish_loading(Weights (&)[kTilesAtOnce]) const {}
+
+  struct TwoRows {
+    float2 upper = {0, 0}, lower = {0, 0};  // g and g + 8
+  };
+  struct Sums {
+    TwoRows tiles[kRowTiles];
+  };
+  /// @param sums  zeros before
+  __device__ void multiply(const Weights& weights, Sums& sums) const {
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      std::uint32_t b[2];
+      unpack_step<kType>(b, weights.codes[i], 0);
+#pragma unroll
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        const DigitSums of_digits = multiply_digits(first_[tile][i], second_[tile][i], b);
+        TwoRows& rows = sums.tiles[tile];
+        rows.upper = add_group(rows.upper, weights.scales[i], of_digits.upper, groups_[tile][i][0]);
+        rows.lower = add_group(rows.lower, weights.scales[i], of_digits.lower, groups_[tile][i][1]);
+      }
+    }
+  }
+
+  /// Leaves this warp's part of a tile's sums.
+  /// @param parts  [kParts, kRows * kPieceRows / 2]
+  __device__ void store(const Sums& sums, float2* parts) const {
+    float2* const to = parts + warp_ * (kRows * kPieceRows / 2) + lane_;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      to[4 * kRowsInFragment * tile] = sums.tiles[tile].upper;
+      to[4 * (kRowsInFragment * tile + 8)] = sums.tiles[tile].lower;
+    }
+  }
+
+ private:
+  __device__ void make_digits_of_fetched() {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
@@ -309,87 +410,8 @@ class HeldClass {
     }
   }
 
-  /// Multiplies a round's tiles, whose pieces come next in the stream, and leaves this warp's part of their sums.
-  /// @param scratch  [kTilesAtOnce, kParts, kRows * kPieceRows / 2]
-  template <class Format>
-  __device__ void multiply_tiles(const Stream<Format>& stream, RingPlace& place, int tiles, float2* scratch) const {
-    const std::byte* pieces[kTilesAtOnce];
-#pragma unroll
-    for (int j = 0; j < kTilesAtOnce; ++j) {
-      if (j >= tiles) continue;
-      barrier_wait(&stream.full[place.stage], place.parity);
-      pieces[j] = reinterpret_cast<const std::byte*>(stream.memory(place.stage));
-      place.advance(stream.stages);
-    }
-    if (tiles == kTilesAtOnce && steps_ == kUnits * kUnitSteps) {
-      multiply_pieces<kTilesAtOnce, true>(pieces, scratch);
-    } else {
-#pragma unroll 1
-      for (int j = 0; j < tiles; ++j) {
-        const std::byte* const piece[1] = {j == 0 ? pieces[0] : pieces[kTilesAtOnce - 1]};
-        multiply_pieces<1, false>(piece, scratch + j * kTilePairs);
-      }
-    }
-  }
-
- private:
-  static constexpr int kPairs = kRows * kPieceRows / 2;
-  static constexpr int kTilePairs = kParts * kPairs;
-  static_assert(kTilesAtOnce <= 2);
-
-  __device__ static int step(int unit) { return warp_index() + kUnitSteps * unit; }
-  __device__ bool has_step(int unit) const { return step(unit) < steps_; }
-
-  struct TwoRows {
-    float2 upper = {0, 0}, lower = {0, 0};  // g and g + 8
-  };
-  /// Adds a step's part to the sums of a row tile.
-  /// @param b       codes of the step
-  /// @param scales  of them
-  __device__ void add_step(TwoRows& rows, int tile, int unit, const std::uint32_t (&b)[2],
-                           const GroupScales<kType>& scales) const {
-    const DigitSums sums = multiply_digits(first_[tile][unit], second_[tile][unit], b);
-    rows.upper = add_group(rows.upper, scales, sums.upper, groups_[tile][unit][0]);
-    rows.lower = add_group(rows.lower, scales, sums.lower, groups_[tile][unit][1]);
-  }
-
-  /// @param kAreFull  whether the pieces have all steps
-  template <int kTiles, bool kAreFull>
-  __device__ void multiply_pieces(const std::byte* const (&pieces)[kTiles], float2* scratch) const {
-    // All loads come before the first sums are stored.
-    uint4 codes[kTiles][kUnits];
-    GroupScales<kType> scales[kTiles][kUnits];
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        if (!kAreFull && !has_step(i)) continue;
-        const std::byte* const unit = pieces[j] + i * unit_bytes(kType);
-        codes[j][i] = load_codes_of_step<kType>(unit, warp_index());
-        scales[j][i] = load_scales<kType>(unit, warp_index());
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      TwoRows sums[kRowTiles];
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        if (!kAreFull && !has_step(i)) continue;
-        std::uint32_t b[2];
-        unpack_step<kType>(b, codes[j][i], 0);
-#pragma unroll
-        for (int tile = 0; tile < kRowTiles; ++tile) add_step(sums[tile], tile, i, b, scales[j][i]);
-      }
-      float2* const to = scratch + j * kTilePairs + warp_index() * kPairs + lane_index();
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        to[4 * kRowsInFragment * tile] = sums[tile].upper;
-        to[4 * (kRowsInFragment * tile + 8)] = sums[tile].lower;
-      }
-    }
-  }
-
-  int steps_;
+  int lane_, warp_;
+  bool has_second_unit_;
   bool are_digits_;  // what was fetched
   // Of a step the upper digits, and the lower ones; as fetched in bf16, the first 16 columns, and the others.
   uint4 first_[kRowTiles][kUnits], second_[kRowTiles][kUnits];
@@ -397,23 +419,23 @@ class HeldClass {
 };
 
 /// What a warp holds of a panel of weights of type kType.
-template <WeightType kType, int kColumns, int kRows>
+/// @tparam kMakesDigits  of HeldClass
+template <WeightType kType, int kColumns, int kRows, bool kMakesDigits>
 struct HeldFor {
-  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows>;
+  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows, kMakesDigits>;
 };
-template <int kColumns, int kRows>
-struct HeldFor<WeightType::kBf16, kColumns, kRows> {
+template <int kColumns, int kRows, bool kMakesDigits>
+struct HeldFor<WeightType::kBf16, kColumns, kRows, kMakesDigits> {
   using Type = HeldOperand<kRows>;
 };
 
-/// Where the consumers are in the stream and in the scratch memory.
+/// Where the consumers are in the stream, and how much scratch memory they have.
 struct Progress {
   int next_piece = 0;
-  int turn = 0;                   // which half of the scratch memory is written next
   bool has_whole_scratch = true;  // or only half of it
 };
 
-/// Bytes of half of the scratch memory that multiply_panels needs.
+/// Bytes of a half of the scratch memory that multiply_panels needs.
 __host__ __device__ constexpr int panel_scratch_bytes(WeightType type, int rows) {
   const int parts = type == WeightType::kBf16 && rows > kRowsInFragment ? HeldOperand<32>::kParts : kClasses;
   return kTilesAtOnce * parts * rows * kPieceRows * 4;
@@ -429,83 +451,125 @@ __device__ float add_up(const float2* sums, float float2::*element) {
   }
 }
 
-/// All consumers: multiplies panels. Calls done(panel, tile of the panel, index, sum) with the sum over the panel's
-/// columns of row index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: in panels of as many tiles
-/// always in the same thread, by whole warps, and for rows that do not exist, too.
-template <class Held, int kRows, class Format, class Panels, class Done>
+/// A tile's piece of columns.
+struct PanelTile {
+  int column;
+  int tile;      // of the matrix
+  int in_panel;  // which one of the panel
+};
+
+/// All consumers: multiplies panels. Calls sink.add(tile, index, sum) with the sum over the panel's columns of row
+/// index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: for a tile's place in a panel always in
+/// the same thread, by whole warps, and for rows that do not exist, too. If sink.ends(the panel's column), calls
+/// sink.finish(tile, index, what add() has returned) as well. Between two calls all consumers must meet: each call
+/// begins with the first half of the scratch memory.
+///
+/// In rounds of kTilesAtOnce tiles. Each warp leaves its part of their sums in shared memory; behind a barrier of its
+/// group, the group's parts are added up. Where there are two groups, one multiplies while the other waits. There are
+/// no branches where tiles are multiplied: one that is missing is another one once more, which nobody adds up. And
+/// nothing in the loop may be kept in local memory: beside so much shared memory the L1 cache has no room for it, and a
+/// load takes 250 cycles. Hence threads are asked for anew (thread_index()), and no panel's activations while another's
+/// are in use.
+/// @tparam Held  HeldFor::Type
+/// @tparam Sink  SplitSink, or alike
+template <class Held, int kRows, class Format, class Panels, class Sink>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
-                                Progress& progress, const Done& done) {
+                                Progress& progress, const Sink& sink) {
   constexpr int kPairs = kRows * kPieceRows / 2;
+  constexpr int kPartsOfTile = Held::kParts * kPairs;
+  constexpr int kGroupPairs = kPairs / Held::kGroups;
+  constexpr int kGroupThreads = kConsumers / Held::kGroups;
+  constexpr int kTurns = (kTilesAtOnce * kGroupPairs + kGroupThreads - 1) / kGroupThreads;
+  constexpr bool kAllAdd = kTilesAtOnce * kGroupPairs >= kGroupThreads;  // or only some of the threads
   const bool has_whole_scratch = Format::kLayers == WeightType::kBf16 || progress.has_whole_scratch;
-  const int lane = lane_index();
+  const int thread_of_block = thread_index();
+  const int group = thread_of_block / kGroupThreads;
+  const int thread = thread_of_block % kGroupThreads;
+  const int warp = thread / 32;
+  const int first_pair = group * kGroupPairs;
+  const auto group_barrier = [] { named_barrier<kGroupThreads>(kFirstGroupBarrier + thread_index() / kGroupThreads); };
   const Stream<Format>& stream = shared.stream;
-  Panel panel;
-  if (!panels.next(panel)) return;
-  Held held;
-  held.fetch(operand, rows, panel.column);
+  Panel next;
+  bool has_next = panels.next(next);
+  if (!has_next) return;
+  Held held(thread_of_block);
+  held.fetch(operand, rows, next.column);
   RingPlace place = stream.place(progress.next_piece);
 
-  for (bool has_next = true; has_next;) {
-    Panel next = panel;
-    has_next = panels.next(next);
-    Held next_held = held;
-    // Where registers suffice, the next panel's activations are on their way while this one's are multiplied.
-    if (Held::kFitsTwice && has_next) next_held.fetch(operand, rows, next.column);
-    held.prepare();
-    progress.next_piece += panel.tiles;
+  int turn = 0;  // which half of the scratch memory is written next
+  Panel panel{};
+  for (int first = 0;; first += kTilesAtOnce) {
+    if (first >= panel.tiles) {
+      if (!has_next) break;
+      panel = next;
+      first = 0;
+      has_next = panels.next(next);
+      held.prepare();
+      progress.next_piece += panel.tiles;
+    }
+    const bool has_second = first + 1 < panel.tiles;
+    const RingPlace of_first = place;
+    place.advance(stream.stages);
+    const RingPlace of_second = has_second ? place : of_first;
+    if (has_second) place.advance(stream.stages);
+    const bool is_first_full = barrier_test(&stream.full[of_first.stage], of_first.parity);
+    const bool is_second_full = barrier_test(&stream.full[of_second.stage], of_second.parity);
+    if (!is_first_full || !is_second_full) {
+      barrier_wait(&stream.full[of_first.stage], of_first.parity);
+      barrier_wait(&stream.full[of_second.stage], of_second.parity);
+    }
+    typename Held::Weights weights[kTilesAtOnce];
+    held.load(weights[0], stream.memory(of_first.stage));
+    held.load(weights[1], stream.memory(of_second.stage));
+    held.finish_loading(weights);
+    // What is added up behind the barrier is only overwritten behind the next one.
+    float2* const scratch = reinterpret_cast<float2*>(shared.scratch) + turn * (kTilesAtOnce * kPartsOfTile);
+    if (has_whole_scratch) turn ^= 1;
+#pragma unroll
+    for (int j = 0; j < kTilesAtOnce; ++j) {
+      typename Held::Sums sums;
+      held.multiply(weights[j], sums);
+      held.store(sums, scratch + j * kPartsOfTile);
+    }
+    // The next panel's activations are on their way while the last sums are added up.
+    if (first + kTilesAtOnce >= panel.tiles && has_next) held.fetch(operand, rows, next.column);
+    group_barrier();
+    if (thread % 32 == 0 && warp < (has_second ? 2 : 1))
+      barrier_arrive(&stream.empty[warp == 0 ? of_first.stage : of_second.stage]);
 
-    for (int first = 0; first < panel.tiles; first += kTilesAtOnce) {
-      const int tiles = min(kTilesAtOnce, panel.tiles - first);
-      // What is added up behind the barrier is only overwritten behind the next one.
-      float2* const scratch = reinterpret_cast<float2*>(shared.scratch) +
-                              static_cast<std::size_t>(progress.turn) * kTilesAtOnce * Held::kParts * kPairs;
-      if (has_whole_scratch) progress.turn ^= 1;
-      int own_stage = place.stage + warp_index();  // which this warp lets go
-      if (own_stage >= stream.stages) own_stage -= stream.stages;
-      if constexpr (Format::kLayers == WeightType::kBf16) {
+    if (kAllAdd || thread < kTilesAtOnce * kGroupPairs) {
+      float2 values[kTurns];
 #pragma unroll
-        for (int j = 0; j < kTilesAtOnce; ++j) {
-          if (j >= tiles) continue;
-          barrier_wait(&stream.full[place.stage], place.parity);
-          float sums[Held::kRowTiles][4];
-          held.multiply(stream.memory(place.stage), sums);
-          place.advance(stream.stages);
-          float2* const to = scratch + (j * Held::kParts + Held::part()) * kPairs + lane;
+      for (int k = 0; k < kTurns; ++k) {
+        const int i = thread + k * kGroupThreads;
+        const float2* const part = scratch + i / kGroupPairs * kPartsOfTile + first_pair + i % kGroupPairs;
+        float2 parts[Held::kParts];
 #pragma unroll
-          for (int tile = 0; tile < Held::kRowTiles; ++tile) {
-            to[4 * Held::first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
-            to[4 * (Held::first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
-          }
+        for (int c = 0; c < Held::kParts; ++c) parts[c] = part[c * kPairs];
+        values[k] = {add_up<Held::kParts>(parts, &float2::x), add_up<Held::kParts>(parts, &float2::y)};
+      }
+      const auto index_of = [&](int k) { return first_pair + (thread + k * kGroupThreads) % kGroupPairs; };
+      const auto tile_of = [&](int k) {
+        const int in_panel = first + (thread + k * kGroupThreads) / kGroupPairs;
+        return PanelTile{panel.column, panel.first_tile + in_panel * panel.tile_step, in_panel};
+      };
+#pragma unroll
+      for (int k = 0; k < kTurns; ++k) {
+        const PanelTile tile = tile_of(k);
+        if (tile.in_panel < panel.tiles) values[k] = sink.add(tile, index_of(k), values[k]);
+      }
+      if (sink.ends(panel.column)) {
+#pragma unroll 1
+        for (int k = 0; k < kTurns; ++k) {
+          const PanelTile tile = tile_of(k);
+          if (tile.in_panel < panel.tiles) sink.finish(tile, index_of(k), k == 0 ? values[0] : values[kTurns - 1]);
         }
-      } else {
-        held.multiply_tiles(stream, place, tiles, scratch);
-        // Else they are at least on their way while the last sums are added up.
-        const bool is_last = first + kTilesAtOnce >= panel.tiles;
-        if (!Held::kFitsTwice && is_last && has_next) held.fetch(operand, rows, next.column);
       }
-      consumer_barrier();
-      if (lane == 0 && warp_index() < tiles) barrier_arrive(&stream.empty[own_stage]);
-#pragma unroll
-      for (int k = 0; k < (kTilesAtOnce * kPairs + kConsumers - 1) / kConsumers; ++k) {
-        const int i = static_cast<int>(threadIdx.x) + k * kConsumers;
-        const int j = i / kPairs;
-        if (j >= tiles) continue;
-        const float2* part = scratch + j * Held::kParts * kPairs + i % kPairs;
-        float2 sums[Held::kParts];
-#pragma unroll
-        for (int c = 0; c < Held::kParts; ++c) sums[c] = part[c * kPairs];
-        done(panel, first + j, i % kPairs,
-             make_float2(add_up<Held::kParts>(sums, &float2::x), add_up<Held::kParts>(sums, &float2::y)));
-      }
-      if (!has_whole_scratch) consumer_barrier();
     }
-    if (Held::kFitsTwice) {
-      held = next_held;
-    } else if (has_next && Format::kLayers == WeightType::kBf16) {
-      held.fetch(operand, rows, next.column);
-    }
-    panel = next;
+    if (!has_whole_scratch) group_barrier();
   }
+  static_assert(kTurns <= 2 && kTilesAtOnce == 2 && kGroupPairs % 32 == 0);
+  static_assert(!kAllAdd || kTurns * kGroupThreads == kTilesAtOnce * kGroupPairs);
 }
 
 __device__ inline void add_to(float& sum, float value) { sum += value; }
@@ -585,20 +649,32 @@ __device__ inline void add_up_pieces(SplitProduct& product, int rows) {
   product.pieces = 1;
 }
 
+/// Where the sums of a product are left piece by piece.
+struct SplitSink {
+  SplitProduct out;
+  int outputs, rows;
+
+  /// This and the next two as multiply_panels() calls them.
+  __device__ float2 add(const PanelTile& tile, int index, float2 sum) const {
+    const int row = index / 4;
+    const int output = tile.tile * kPieceRows + 2 * (index % 4);
+    if (row < rows && output < outputs) {
+      float* const of_piece = out.rows + tile.column / kPieceColumns * out.apart();
+      __stcg(reinterpret_cast<float2*>(of_piece + static_cast<std::size_t>(row) * out.width + output), sum);
+    }
+    return sum;
+  }
+  __device__ static constexpr bool ends(int) { return false; }
+  __device__ static void finish(const PanelTile&, int, float2) {}
+};
+
 /// One product whose sums are left piece by piece.
 template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, Progress& progress, const SplitProduct& out) {
-  const int outputs = matrix.outputs;
-  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows>::Type;
-  multiply_panels<Held, kRows>(
-      shared, operand, rows, SplitPanels(matrix), progress, [&](const Panel& panel, int tile, int index, float2 sum) {
-        const int row = index / 4;
-        const int output = (panel.first_tile + tile) * kPieceRows + 2 * (index % 4);
-        if (row >= rows || output >= outputs) return;
-        float* const of_piece = out.rows + panel.column / kPieceColumns * out.apart();
-        __stcg(reinterpret_cast<float2*>(of_piece + static_cast<std::size_t>(row) * out.width + output), sum);
-      });
+  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows, true>::Type;
+  multiply_panels<Held, kRows>(shared, operand, rows, SplitPanels(matrix), progress,
+                               SplitSink{out, matrix.outputs, rows});
 }
 
 /// Shared memory for the sums of a group of tiles.
@@ -607,40 +683,57 @@ struct Totals {
   int tiles;
 };
 
+/// Where the sums of a product are added up over its pieces.
+template <int kPairs, class Epilogue>
+struct WholeSink {
+  float2* totals;   // [tiles, kPairs]
+  int last_column;  // a panel from this column on is the last one; may be negative
+  bool is_gate_up;
+  int rows_in_tile, outputs, rows;
+  Epilogue epilogue;
+
+  /// This and the next two as multiply_panels() calls them.
+  __device__ float2 add(const PanelTile& tile, int index, float2 sum) const {
+    float2* const total = totals + tile.in_panel * kPairs + index;
+    float2 values = tile.column == 0 ? make_float2(0, 0) : *total;
+    values.x += sum.x;
+    values.y += sum.y;
+    if (tile.column < last_column) *total = values;
+    return values;
+  }
+  /// Whether a panel that begins with this column is the last one.
+  __device__ bool ends(int column) const { return column >= last_column; }
+  __device__ void finish(const PanelTile& tile, int index, float2 values) const {
+    int output = 2 * (index % 4);
+    if (is_gate_up) {
+      // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of up: they exchange one.
+      const bool has_gate = index % 4 < 2;
+      const float other = __shfl_xor_sync(~0u, has_gate ? values.y : values.x, 2);
+      values = has_gate ? make_float2(values.x, other) : make_float2(other, values.y);
+      output = has_gate ? output : output - 3;
+    }
+    output += tile.tile * rows_in_tile;
+    if (index / 4 < rows && output < outputs) epilogue(index / 4, output, values);
+  }
+};
+
 /// One product of normalised rows: outputs [rows, matrix.outputs] = operand [rows, columns] x weights^T. Calls
 /// epilogue(row, output, pair of values): outputs 2i and 2i + 1, or of gate_up row i of both.
 template <int kRows, WeightType kType, class Format, class Epilogue>
 __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
                                const Epilogue& epilogue) {
-  constexpr int kPairs = kRows * kPieceRows / 2;
-  const bool is_gate_up = matrix.is_gate_up;
-  const int rows_in_tile = matrix.rows_in_tile();
-  const int outputs = is_gate_up ? matrix.outputs / 2 : matrix.outputs;
   constexpr int kColumns = columns_in_piece<Format, kType>();
-  using Held = typename HeldFor<kType, kColumns, kRows>::Type;
+  const WholeSink<kRows * kPieceRows / 2, Epilogue> sink{totals.sums,
+                                                         operand.columns - kColumns,
+                                                         matrix.is_gate_up,
+                                                         matrix.rows_in_tile(),
+                                                         matrix.is_gate_up ? matrix.outputs / 2 : matrix.outputs,
+                                                         rows,
+                                                         epilogue};
+  using Held = typename HeldFor<kType, kColumns, kRows, false>::Type;
   multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), progress,
-                               [&](const Panel& panel, int tile, int index, float2 sum) {
-                                 float2* const total = totals.sums + tile * kPairs + index;
-                                 float2 values = panel.column == 0 ? make_float2(0, 0) : *total;
-                                 values.x += sum.x;
-                                 values.y += sum.y;
-                                 if (panel.column + kColumns < operand.columns) {
-                                   *total = values;
-                                   return;
-                                 }
-                                 int output = 2 * (index % 4);
-                                 if (is_gate_up) {
-                                   // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of
-                                   // up: they exchange one.
-                                   const bool has_gate = index % 4 < 2;
-                                   const float other = __shfl_xor_sync(~0u, has_gate ? values.y : values.x, 2);
-                                   values = has_gate ? make_float2(values.x, other) : make_float2(other, values.y);
-                                   output = has_gate ? output : output - 3;
-                                 }
-                                 output += (panel.first_tile + tile * panel.tile_step) * rows_in_tile;
-                                 if (index / 4 < rows && output < outputs) epilogue(index / 4, output, values);
-                               });
+                               sink);
 }
 
 }  // namespace gemma

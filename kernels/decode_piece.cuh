@@ -92,11 +92,6 @@ __device__ inline float2 sum_classes(const float2 (&sums)[kClasses]) {
   return {sum_classes(x), sum_classes(y)};
 }
 
-__device__ inline void load_weights(std::uint32_t (&b)[4], const __nv_bfloat16* weights, int step) {
-  const int lane = lane_index();
-  load_matrices(b, weights + swizzled(lane % 8, 32 * step + 8 * (lane / 8)));
-}
-
 /// What one lane feeds to the tensor cores of the only row in a piece: the two steps of class lane / 4.
 class OwnSteps {
  public:

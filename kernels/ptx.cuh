@@ -28,6 +28,12 @@ __device__ inline void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kName), "n"(kThreads) : "memory");
 }
 
+/// The same with a name that is known only when the program runs.
+template <int kThreads>
+__device__ inline void named_barrier(int name) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "n"(kThreads) : "memory");
+}
+
 /// Is counted, but does not wait.
 template <int kName, int kThreads>
 __device__ inline void named_barrier_arrive() {

@@ -131,6 +131,7 @@ struct Stream {
   std::uint64_t* empty;     // [stages]: a piece has been consumed
   int stages;               // a multiple of Format::kProducers: whoever fills a stage is always the same
   unsigned stages_inverse;  // of 2^32, rounded up
+  int releases;             // arrivals that make a stage free: one of each group of warps that reads it
 
   __device__ __nv_bfloat16* memory(int stage) const {
     return reinterpret_cast<__nv_bfloat16*>(stage_memory + stage * Format::kStageBytes);
@@ -143,7 +144,7 @@ struct Stream {
   /// By all lanes of the consuming warp, when they have read the stage for the last time.
   __device__ void release(int piece) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage_index(piece)]);
+    if (static_cast<int>(threadIdx.x % 32) < releases) barrier_arrive(&empty[stage_index(piece)]);
   }
 
  private:

@@ -24,6 +24,10 @@ template <int kName, int kThreads>
 void named_barrier() {
   simt::wait_at_barrier(kName, kThreads);
 }
+template <int kThreads>
+void named_barrier(int name) {
+  simt::wait_at_barrier(name, kThreads);
+}
 template <int kName, int kThreads>
 void named_barrier_arrive() {
   simt::arrive_at_barrier(kName, kThreads);
