@@ -118,6 +118,27 @@ TEST(Simt, LetsOneWarpWaitForWhatAnotherHasDone) {
   EXPECT_EQ(order, 12);
 }
 
+__global__ void groups_kernel(int* sums) {
+  // Of four warps, two groups of two each meet at a barrier of their own, the second group three times as often.
+  const int group = static_cast<int>(threadIdx.x) / 64;
+  __shared__ int counts[2];
+  if (threadIdx.x % 64 == 0) counts[group] = 0;
+  named_barrier<64>(3 + group);
+  for (int round = 0; round < (group == 0 ? 1 : 3); ++round) {
+    if (threadIdx.x % 64 == 32) counts[group] += 1;
+    named_barrier<64>(3 + group);
+    if (threadIdx.x % 64 == 0) sums[group] += counts[group];
+    named_barrier<64>(3 + group);
+  }
+}
+
+TEST(Simt, LetsGroupsOfWarpsMeetAtBarriersOfTheirOwn) {
+  int sums[2] = {0, 0};
+  run_block(128, groups_kernel, &sums[0]);
+  EXPECT_EQ(sums[0], 1);
+  EXPECT_EQ(sums[1], 1 + 2 + 3);
+}
+
 /// c = a b with a [16, 16] and b [16, 8], as the tensor cores' comment in ptx.cuh deals them out to lanes.
 __global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
   const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
