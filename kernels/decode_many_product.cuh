@@ -21,7 +21,7 @@
 
 namespace gemma {
 
-/// The first of the names of barriers of groups of consumers.
+/// The first of the names of barriers of groups of consumers; stream.cuh has the names before it.
 inline constexpr int kFirstGroupBarrier = 3;
 
 /// Tiles that are multiplied between two barriers.
@@ -468,8 +468,8 @@ struct PanelTile {
 /// group, the group's parts are added up. Where there are two groups, one multiplies while the other waits. There are
 /// no branches where tiles are multiplied: one that is missing is another one once more, which nobody adds up. And
 /// nothing in the loop may be kept in local memory: beside so much shared memory the L1 cache has no room for it, and a
-/// load takes 250 cycles. Hence threads are asked for anew (thread_index()), and no panel's activations while another's
-/// are in use.
+/// load takes 250 cycles. Hence threads are asked for anew (thread_index()), and no panel's activations are fetched
+/// while another's are in use.
 /// @tparam Held  HeldFor::Type
 /// @tparam Sink  SplitSink, or alike
 template <class Held, int kRows, class Format, class Panels, class Sink>

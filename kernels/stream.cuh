@@ -141,7 +141,8 @@ struct Stream {
   __device__ std::byte* bytes(int piece) const { return reinterpret_cast<std::byte*>(stage(piece)); }
   __device__ RingPlace place(int piece) const { return {stage_index(piece), static_cast<unsigned>(turn(piece)) & 1}; }
   __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
-  /// By all lanes of the consuming warp, when they have read the stage for the last time.
+  /// By all lanes of the only warp that reads the stage, when they have done so for the last time. (Of a panel, groups
+  /// of warps let stages go themselves.)
   __device__ void release(int piece) const {
     __syncwarp();
     if (static_cast<int>(threadIdx.x % 32) < releases) barrier_arrive(&empty[stage_index(piece)]);
