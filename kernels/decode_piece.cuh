@@ -168,27 +168,29 @@ struct StepSums {
   __device__ float sum(int i) const { return even[i] + odd[i]; }
 };
 
-/// A piece's weights in bf16: all steps at once, without a branch between them, so that no load waits for another.
-struct PieceWeights {
-  std::uint32_t steps[kPieceSteps][4];
-
+/// A piece's weights in bf16, in its stage.
+class PieceWeights {
+ public:
   /// @param columns  that the piece has
-  __device__ PieceWeights(const __nv_bfloat16* weights, int columns) {
+  __device__ PieceWeights(const __nv_bfloat16* weights, int columns) : columns_(columns) {
     const int lane = lane_index();
-    const __nv_bfloat16* const rows[2] = {weights + swizzled(lane % 8, 8 * (lane / 8)),
-                                          weights + swizzled(lane % 8, 32 + 8 * (lane / 8))};
-#pragma unroll
-    for (int step = 0; step < kPieceSteps; ++step)
-      load_matrices(steps[step], rows[step % 2] + step / 2 * swizzled(0, 64));
+    rows_[0] = weights + swizzled(lane % 8, 8 * (lane / 8));
+    rows_[1] = weights + swizzled(lane % 8, 32 + 8 * (lane / 8));
+  }
+
+  /// Loads one step, known at compile time.
+  __device__ void load(std::uint32_t (&b)[4], int step) const {
+    load_matrices(b, rows_[step % 2] + step / 2 * swizzled(0, 64));
     // The copy engine has filled up the stage with zeros, but for half a run of columns.
-    if (kArchitecture < 900 || columns % 64 != 0) {
+    if (kArchitecture < 900 || columns_ % 64 != 0) {
 #pragma unroll
-      for (int step = 0; step < kPieceSteps; ++step) {
-#pragma unroll
-        for (std::uint32_t& two : steps[step]) two = 32 * step < columns ? two : 0;
-      }
+      for (std::uint32_t& two : b) two = 32 * step < columns_ ? two : 0;
     }
   }
+
+ private:
+  const __nv_bfloat16* rows_[2];
+  int columns_;
 };
 
 /// The product of a piece in bf16 and the only row.
@@ -199,13 +201,17 @@ __device__ float2 multiply_piece_by_row(const Stream<Format>& stream, int piece,
   const RowFragment first(own.steps[0]), second(own.steps[1]);
   stream.wait_until_full(piece);
   const PieceWeights weights(stream.stage(piece), own.columns);
+  // All steps at once, without a branch between them, so that no load waits for another.
+  std::uint32_t steps[kPieceSteps][4];
+#pragma unroll
+  for (int step = 0; step < kPieceSteps; ++step) weights.load(steps[step], step);
   stream.release(piece);
   float2 sums = {0, 0};
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
     StepSums of_class;
-    of_class.add(first, weights.steps[c]);
-    of_class.add(second, weights.steps[c + kClasses]);
+    of_class.add(first, steps[c]);
+    of_class.add(second, steps[c + kClasses]);
     // The other lanes have multiplied by activations of other steps.
     if (lane_index() / 4 == c) sums = {of_class.sum(0), of_class.sum(1)};
   }
@@ -227,15 +233,20 @@ __device__ float2 multiply_piece_by_rows(const Stream<Format>& stream, int piece
   for (int step = 0; step < kPieceSteps; ++step) own[step] = read(step);
   stream.wait_until_full(piece);
   const PieceWeights weights(stream.stage(piece), columns);
-  stream.release(piece);
   float2 of_class[kClasses];
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
     StepSums sums;
-    sums.add(RowFragment(own[c]), weights.steps[c]);
-    sums.add(RowFragment(own[c + kClasses]), weights.steps[c + kClasses]);
+#pragma unroll
+    for (int step = c; step < kPieceSteps; step += kClasses) {
+      // All of them at once do not fit into registers beside the rows.
+      std::uint32_t b[4];
+      weights.load(b, step);
+      sums.add(RowFragment(own[step]), b);
+    }
     of_class[c] = {sums.sum(0), sums.sum(1)};
   }
+  stream.release(piece);
   return sum_classes(of_class);
 }
 
