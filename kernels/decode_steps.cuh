@@ -80,16 +80,19 @@ __device__ void stream_keys_and_values(const DecodeModel& model, const Shared<Fo
       Element* const values = block_in_cache<kKv>(model, layer, unit, run.kv_head, block, true);
       if (block + 1 < run.first + run.count) unit = cache_unit(model, shared, layer, run.row, block + 1);
       const int first = run.range.first_part(block) * pieces_in_part;
-      for (int piece = first; piece < first + run.range.parts(block) * pieces_in_part; ++piece) {
+      const int pieces = run.range.parts(block) * pieces_in_part;
+      for (int i = producer.others(); i < pieces; i += Format::kProducers) {
+        const int piece = first + i;
         const Element* const from = keys + piece * piece_elements;
         if constexpr (KvFormat<kKv>::kHasScales) {
-          producer.copy_pairs({from, values + piece * piece_elements, piece_elements},
-                              {scales_of_block(model, keys) + piece * piece_keys,
-                               scales_of_block(model, values) + piece * piece_keys, 4 * piece_keys});
+          producer.copy_own_pairs({from, values + piece * piece_elements, piece_elements},
+                                  {scales_of_block(model, keys) + piece * piece_keys,
+                                   scales_of_block(model, values) + piece * piece_keys, 4 * piece_keys});
         } else {
-          producer.copy_pair(from, values + piece * piece_elements, piece_elements);
+          producer.copy_own_pair(from, values + piece * piece_elements, piece_elements);
         }
       }
+      producer.pass(pieces);
     }
   }
 }

@@ -34,10 +34,11 @@ inline constexpr int kArchitecture = 0;
 /// How the weights of a model's layers are streamed: the stages that they lie in, and who fills these.
 ///
 /// kPiecesInFlight is the number of copies that may be under way at once, where there are stages for them. More make
-/// every other access to memory wait behind them (measured, in bf16): some 32 KB. kPiecesIfHungry is that of a block
+/// every other access to memory wait behind them (measured, in bf16): some 32 KB. (In q8, 32 to 70 KB are the same.)
+/// kPiecesIfHungry is that of a block
 /// which has no more than kHungryPieces in its stages: it falls behind the others, which all wait for it. One thread
 /// sees to a piece in no less than 100 to 150 ns; what is streamed in smaller pieces has several producers, which take
-/// the pieces in turn.
+/// the pieces in turn, and no time to look whether a block is hungry (both numbers are the same).
 ///
 /// A warp that waits for a piece must know that the piece before it in the same stage has arrived: a barrier tells one
 /// turn of a stage from the next, not from the one after that. It has consumed the piece kConsumerWarps before, and of
@@ -68,9 +69,9 @@ struct StreamFormat<WeightType::kQ8> {
   static constexpr int kProducers = 2;
   static constexpr int kMinStages = kConsumerWarps + kProducers;
   static constexpr int kMaxStages = 52;
-  static constexpr int kPiecesInFlight = 8;
+  static constexpr int kPiecesInFlight = 12;
   static constexpr int kPiecesIfHungry = 12;
-  static constexpr int kHungryPieces = 16;
+  static constexpr int kHungryPieces = 0;
   static constexpr bool kSendsMessages = false;
 };
 
@@ -159,7 +160,7 @@ struct Stream {
 /// A producer's end of a stream. With a copy engine (Hopper and newer) one thread does all of it, else the 32 lanes
 /// of a warp together.
 ///
-/// All producers go through all pieces; each copies those that are its own.
+/// All producers go through all matrices, keys and values; of their pieces each copies those that are its own.
 template <class Format>
 class Producer {
  public:
@@ -184,9 +185,10 @@ class Producer {
 #endif
   }
 
-  /// How many pieces come before this producer's next own one.
-  __device__ int others() const { return others_; }
-  /// Goes on by pieces of a matrix, of which this producer has copied its own.
+  /// How many pieces come before this producer's next own one. (Known to be none where all are its own: else the
+  /// compiler takes it for a number that differs between lanes, and so all that depends on it.)
+  __device__ int others() const { return Format::kProducers == 1 ? 0 : others_; }
+  /// Goes on by some pieces, of which this producer has copied its own.
   __device__ void pass(int pieces) {
     if constexpr (Format::kProducers > 1) {
       static_assert((Format::kProducers & (Format::kProducers - 1)) == 0);
@@ -222,14 +224,8 @@ class Producer {
     end();
   }
 
-  /// Copies the next piece, if it is this producer's own: a run of bytes, a multiple of 16.
-  __device__ void copy(const void* from, int bytes) {
-    if (is_own()) copy_own(from, bytes);
-  }
-
   /// The same of two runs of the same number of bytes, one behind the other.
-  __device__ void copy_pair(const __nv_bfloat16* first, const __nv_bfloat16* second, int elements) {
-    if (!is_own()) return;
+  __device__ void copy_own_pair(const __nv_bfloat16* first, const __nv_bfloat16* second, int elements) {
     begin(4 * elements);
 #if __CUDA_ARCH__ >= 900
     bulk_copy(stage(), first, 2 * elements, full(), policy_);
@@ -249,8 +245,7 @@ class Producer {
     int bytes;  ///< of each
   };
   /// The same of two pairs of runs.
-  __device__ void copy_pairs(const PairOfRuns& pair, const PairOfRuns& next) {
-    if (!is_own()) return;
+  __device__ void copy_own_pairs(const PairOfRuns& pair, const PairOfRuns& next) {
     begin(2 * static_cast<unsigned>(pair.bytes + next.bytes));
     copy_run(0, pair.first, pair.bytes);
     copy_run(pair.bytes, pair.second, pair.bytes);
@@ -264,12 +259,6 @@ class Producer {
   __device__ static int spare_stages(const Stream<Format>& stream) {
     if (is_short_of_memory(kArchitecture) && stream.stages == kConsumerWarps) return kConsumerWarps;
     return stream.stages - kConsumerWarps;
-  }
-
-  __device__ bool is_own() {
-    const bool is_own = others_ == 0;
-    pass(1);
-    return Format::kProducers == 1 || is_own;
   }
 
   __device__ void copy_run(int offset, const void* from, int bytes) {
