@@ -1,17 +1,22 @@
 #pragma once
 
-// A product's input as whole numbers, for packed weights. The tensor cores multiply bytes as fast as bf16, and a packed
-// weight's code is a byte already, or becomes one with a mask.
+// A product's input as whole numbers, for packed weights. Their products with codes, which are whole numbers, too, are
+// added up over a group exactly, in whatever order and by whatever means: so kernels for few rows and for many may
+// differ in it.
 //
-// The numbers of 32 columns, which are one group of weights, share a scale, a power of two that makes the largest of
-// them have 14 bits. Each is two digits to the base 256, both of them signed bytes. What the digits give is put
-// together again exactly, so that nothing is rounded before the sum over the group is. The error of an input is below
-// 2^-14 of the largest in its group; in bf16 it is up to 2^-8 of each.
+// The numbers of 32 columns, which are one group of weights, share a scale, a power of two that leaves the largest of
+// them 11 bits: at most 2^11. The error of an input is at most 2^-11 of the largest in its group; in bf16 it is up to
+// 2^-8 of each. A group's sum is at most 2^23, and float32 holds all whole numbers up to 2^24.
 //
-// Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step in 16 bytes.
-// Normalised rows are made of digits once, by whoever normalises them, and so is a single row's attention where every
-// block puts it together for itself. What other products and attention leave is in bf16, since nobody knows the largest
-// of 32 numbers when they are made: each warp makes digits of what it multiplies by.
+// For few rows, each number is two digits to the base 256, both of them signed bytes: the tensor cores multiply bytes
+// as fast as bf16, and a packed weight's code is a byte already, or becomes one with a mask. What the digits give is
+// put together again. Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step
+// in 16 bytes. For many rows, where one weight is multiplied so often that unpacking it counts little, numbers and
+// codes are float16, which holds either: nothing is to be put together (decode_many_product.cuh).
+//
+// Normalised rows are made of whole numbers once, by whoever normalises them, and so is a single row's attention where
+// every block puts it together for itself. What other products and attention leave is in bf16, since nobody knows the
+// largest of 32 numbers when they are made: each warp makes whole numbers of what it multiplies by.
 
 #include <cstddef>
 #include <cstdint>
@@ -38,7 +43,7 @@ __device__ inline float digit_scale(unsigned largest_bits) {
   if (largest_bits >= 0x7f800000u) return __uint_as_float(0x7fc00000u);
   // So that the scale, and its inverse, are normal numbers: what is below 2^-113 loses bits.
   const unsigned exponent = max(largest_bits & 0x7f800000u, 14 * kExponent);
-  return __uint_as_float(exponent - 13 * kExponent);
+  return __uint_as_float(exponent - 10 * kExponent);
 }
 
 /// A number in units of a scale, plus 128, in the lower two bytes of a float32 that is 1.5 * 2^23 more; in units of
@@ -47,6 +52,8 @@ __device__ inline std::uint32_t in_units_of(float scale, float x) {
   // The inverse of a power of two.
   return __float_as_uint(fmaf(x, __uint_as_float(0x7f000000u - __float_as_uint(scale)), kMiddle + 128.0f));
 }
+/// The same less what was added to it.
+__device__ inline float whole_number(std::uint32_t number) { return __uint_as_float(number) - (kMiddle + 128.0f); }
 /// The sum of some of them, less what was added to each.
 template <int kCount>
 __device__ int sum_in_units(const std::uint32_t (&numbers)[kCount]) {
@@ -81,16 +88,14 @@ __device__ inline FourDigits exchange_digits(const std::uint32_t (&numbers)[4]) 
   return is_second ? digits_of(given, kept) : digits_of(kept, given);
 }
 
-/// Digits of units of four columns, of which neighbouring threads have neighbouring ones, and of eight of these a whole
-/// group: by all lanes of a warp. Of all units at once, without a branch between them: lanes would wait for each other
-/// again in each. Calls put(i, digits as exchange_digits() gives them, their group).
+/// Units of four columns in units of their groups' scales, where neighbouring threads have neighbouring ones, and eight
+/// of these a whole group: by all lanes of a warp. Of all units at once, without a branch between them: lanes would
+/// wait for each other again in each.
 /// @tparam kHasSums  whether the groups' sums are wanted; else they are 0
-template <bool kHasSums, int kUnits, class Put>
-__device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) {
+template <bool kHasSums, int kUnits>
+__device__ void number_units(const float4 (&x)[kUnits], std::uint32_t (&numbers)[kUnits][4],
+                             DigitGroup (&groups)[kUnits]) {
   constexpr int kGroupUnits = kDigitColumns / 4;
-  std::uint32_t numbers[kUnits][4];
-  float unit_of_group[kUnits];
-  unsigned sums[kUnits] = {};
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     // As numbers without a sign, what is not finite is largest.
@@ -99,22 +104,44 @@ __device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) 
 #pragma unroll
     for (int offset = 1; offset < kGroupUnits; offset *= 2)
       largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
-    unit_of_group[i] = digit_scale(largest);
+    const float scale = digit_scale(largest);
     const float values[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(unit_of_group[i], values[j]);
+    for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(scale, values[j]);
+    unsigned sum = 0;
     if constexpr (kHasSums) {
-      sums[i] = static_cast<unsigned>(sum_in_units(numbers[i]));
+      sum = static_cast<unsigned>(sum_in_units(numbers[i]));
 #pragma unroll
-      for (int offset = 1; offset < kGroupUnits; offset *= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], offset);
+      for (int offset = 1; offset < kGroupUnits; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
     }
+    groups[i] = {scale, static_cast<float>(static_cast<int>(sum))};
   }
+}
+
+/// The same, and the digits of them. Calls put(i, digits as exchange_digits() gives them, their group).
+template <bool kHasSums, int kUnits, class Put>
+__device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) {
+  std::uint32_t numbers[kUnits][4];
+  DigitGroup groups[kUnits];
+  number_units<kHasSums>(x, numbers, groups);
   FourDigits digits[kUnits];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) digits[i] = exchange_digits(numbers[i]);
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i)
-    put(i, digits[i], DigitGroup{unit_of_group[i], static_cast<float>(static_cast<int>(sums[i]))});
+  for (int i = 0; i < kUnits; ++i) put(i, digits[i], groups[i]);
+}
+
+/// The same in float16. Calls put(i, two pairs of neighbouring columns, their group).
+template <bool kHasSums, int kUnits, class Put>
+__device__ void make_halves_of_units(const float4 (&x)[kUnits], const Put& put) {
+  std::uint32_t numbers[kUnits][4];
+  DigitGroup groups[kUnits];
+  number_units<kHasSums>(x, numbers, groups);
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    const auto pair = [&](int j) { return pack_f16(whole_number(numbers[i][j]), whole_number(numbers[i][j + 1])); };
+    put(i, uint2{pair(0), pair(2)}, groups[i]);
+  }
 }
 
 /// Where the digits that exchange_digits() gives for a unit of four columns lie.
@@ -132,12 +159,12 @@ struct DigitPlace {
 /// others, then the lower ones. As many bytes as in bf16, in the place of the same columns (operand_order()).
 using LaneDigits = uint4;
 
-/// Makes digits of what a lane feeds to the tensor cores for 32 columns in bf16; by whole warps, of which four lanes t
-/// have a row's columns.
+/// What a lane feeds to the tensor cores for 32 columns in bf16 in units of their scale: by whole warps, of which four
+/// lanes t have a row's columns.
 /// @return what they have in common
 /// @tparam kHasSum  whether the group's sum is wanted; else it is 0
 template <bool kHasSum>
-__device__ DigitGroup make_digits(uint4& step) {
+__device__ DigitGroup number_step(const uint4& step, std::uint32_t (&numbers)[8]) {
   constexpr std::uint32_t kMagnitudes = 0x7fff7fffu;
   // Of numbers without a sign, what is not finite is largest.
   std::uint32_t two = __vmaxu2(__vmaxu2(step.x & kMagnitudes, step.y & kMagnitudes),
@@ -146,15 +173,11 @@ __device__ DigitGroup make_digits(uint4& step) {
   two = __vmaxu2(two, __shfl_xor_sync(~0u, two, 2));
   const float scale = digit_scale(max(two & 0xffff0000u, two << 16));
   const std::uint32_t words[4] = {step.x, step.y, step.z, step.w};
-  std::uint32_t numbers[8];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     numbers[2 * i] = in_units_of(scale, low_half(words[i]));
     numbers[2 * i + 1] = in_units_of(scale, high_half(words[i]));
   }
-  const FourDigits first = digits_of(pair_of(numbers[0], numbers[1]), pair_of(numbers[2], numbers[3]));
-  const FourDigits others = digits_of(pair_of(numbers[4], numbers[5]), pair_of(numbers[6], numbers[7]));
-  step = {first.upper, others.upper, first.lower, others.lower};
   int sum = 0;
   if constexpr (kHasSum) {
     unsigned all = static_cast<unsigned>(sum_in_units(numbers));
@@ -163,6 +186,27 @@ __device__ DigitGroup make_digits(uint4& step) {
     sum = static_cast<int>(all);
   }
   return {scale, static_cast<float>(sum)};
+}
+
+/// The same, and makes digits of them.
+template <bool kHasSum>
+__device__ DigitGroup make_digits(uint4& step) {
+  std::uint32_t numbers[8];
+  const DigitGroup group = number_step<kHasSum>(step, numbers);
+  const FourDigits first = digits_of(pair_of(numbers[0], numbers[1]), pair_of(numbers[2], numbers[3]));
+  const FourDigits others = digits_of(pair_of(numbers[4], numbers[5]), pair_of(numbers[6], numbers[7]));
+  step = {first.upper, others.upper, first.lower, others.lower};
+  return group;
+}
+
+/// The same in float16, in the places of bf16.
+template <bool kHasSum>
+__device__ DigitGroup make_halves(uint4& step) {
+  std::uint32_t numbers[8];
+  const DigitGroup group = number_step<kHasSum>(step, numbers);
+  const auto pair = [&](int i) { return pack_f16(whole_number(numbers[i]), whole_number(numbers[i + 1])); };
+  step = {pair(0), pair(2), pair(4), pair(6)};
+  return group;
 }
 
 /// One row of a product's input, in shared or in global memory.
@@ -188,7 +232,7 @@ struct DigitRow {
 __device__ inline void clear_digit_sums(int (&sums)[4]) {
   for (int& sum : sums) sum = __float_as_int(kMiddle);
 }
-/// What the digits of a sum give together, rounded once.
+/// What the digits of a sum give together: exactly, since it has no more than 24 bits.
 __device__ inline float join_digits(int upper, int lower) {
   // 256 * (kMiddle + upper) - 257 * kMiddle, exactly.
   return fmaf(__int_as_float(upper), 256.0f, -257.0f * kMiddle) + __int_as_float(lower);
@@ -201,21 +245,6 @@ __device__ inline float2 multiply_digits(const LaneDigits& own, const std::uint3
   clear_digit_sums(sums);
   multiply_accumulate(sums, own.x, own.z, own.y, own.w, b[0], b[1]);
   return {join_digits(sums[0], sums[2]), join_digits(sums[1], sums[3])};
-}
-
-/// The same for 16 rows: lane / 4 (`upper`) and lane / 4 + 8 (`lower`).
-struct DigitSums {
-  float2 upper, lower;
-};
-__device__ inline DigitSums multiply_digits(const uint4& upper_digits, const uint4& lower_digits,
-                                            const std::uint32_t (&b)[2]) {
-  int upper[4], lower[4];
-  clear_digit_sums(upper);
-  clear_digit_sums(lower);
-  multiply_accumulate(upper, upper_digits.x, upper_digits.y, upper_digits.z, upper_digits.w, b[0], b[1]);
-  multiply_accumulate(lower, lower_digits.x, lower_digits.y, lower_digits.z, lower_digits.w, b[0], b[1]);
-  return {{join_digits(upper[0], lower[0]), join_digits(upper[1], lower[1])},
-          {join_digits(upper[2], lower[2]), join_digits(upper[3], lower[3])}};
 }
 
 /// Adds a group's part to the sums of two outputs.

@@ -117,14 +117,13 @@ __device__ __forceinline__ void produce(const DecodeModel& model, const Shared<F
 
 template <int kRows, int kLaneDims, KvType kKv, class Format>
 __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<Format>& shared,
-                                        const AttentionShares& shares, const Totals& totals, bool has_whole_scratch,
-                                        int rows) {
+                                        const AttentionShares& shares, const Totals& totals, int rows) {
   constexpr WeightType kLayers = Format::kLayers;
   const int hidden = model.hidden;
   const int query_size = model.heads * model.head_dim;
   GridBarrier<true> grid(reinterpret_cast<unsigned*>(model.exchange), 0);
   TileDealer dealer;
-  Progress progress{.has_whole_scratch = has_whole_scratch};
+  int next_piece = 0;
   const FragmentOperand normalized{model.normalized, hidden,
                                    kLayers == WeightType::kBf16 ? nullptr : model.operand_groups};
   const FragmentOperand attended{model.attended, query_size, nullptr};
@@ -151,9 +150,9 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     if constexpr (kLayers == WeightType::kBf16) {
       residual.normalize(shared, model.norm_eps, [&](int column) { return normalized.at(row, column); });
     } else {
-      residual.normalize_to_digits(
-          shared, model.norm_eps,
-          [&](int unit, const FourDigits& four, const DigitGroup& group) { normalized.put(row, unit, four, group); });
+      residual.normalize_to_halves(shared, model.norm_eps, [&](int unit, const uint2& pairs, const DigitGroup& group) {
+        normalized.put(row, unit, pairs, group);
+      });
     }
     residual.store(residual_at(row));
   };
@@ -196,7 +195,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
     const DecodeLayer& layer = model.layer[min(half / 2, model.layers - 1)];
     const auto multiply_normalized = [&]<WeightType kType>(TypeConstant<kType>) {
       const Kind kind = is_head ? Kind::kHead : Kind::kGateUp;
-      multiply_whole<kRows, kType>(shared, shape_of(model, kind), normalized, rows, totals, dealer, progress,
+      multiply_whole<kRows, kType>(shared, shape_of(model, kind), normalized, rows, totals, dealer, next_piece,
                                    [&](int row, int output, float2 values) {
                                      if (!is_head) {
                                        *activated.at(row, output) = __float2bfloat16_rn(gelu(values.x) * values.y);
@@ -228,13 +227,13 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
       };
       const FragmentOperand input{of_kind(&FragmentOperand::fragments), of_kind(&FragmentOperand::columns),
                                   of_kind(&FragmentOperand::groups)};
-      multiply_split<kRows>(shared, shape, input, rows, progress, split);
+      multiply_split<kRows>(shared, shape, input, rows, next_piece, split);
       if (second == 1) break;
       grid.arrive();
       BlockRuns<kKv> runs(model, shared, cache, shares.of(cache));
       grid.wait();
       attend<kKv, kLaneDims>(model, cache, shared, runs, split, CombinedResults<Format, FragmentOperand>{attended},
-                             progress.next_piece);
+                             next_piece);
       wait_for_grid();
       if (shares.of(cache).has_short_texts) {
         combine_short_texts(model, shared, cache, rows, attended);
@@ -249,24 +248,21 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 }
 
 template <int kRows, WeightType kLayers>
-__host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture, bool has_whole_scratch) {
-  const int scratch = panel_scratch_bytes(kLayers, kRows) * (has_whole_scratch ? 2 : 1);
+__host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture) {
+  const int scratch = 2 * panel_scratch_bytes<kRows>();
   const int least = least_scratch_bytes(architecture, kRows);
   return {scratch > least ? scratch : least, 0, kRows};
 }
 
 template <int kRows, int kLaneDims, WeightType kLayers, KvType kKv>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
-    decode_many_kernel(const __grid_constant__ DecodeModel model, int stages, int tiles_in_group,
-                       bool is_scratch_whole) {
+    decode_many_kernel(const __grid_constant__ DecodeModel model, int stages, int tiles_in_group) {
   char* const memory = dynamic_shared_memory();
   using Format = StreamFormat<kLayers>;
   const int rows = *model.row_count;
-  const bool has_whole_scratch = kLayers == WeightType::kBf16 || is_scratch_whole;
-  const BlockSizes<Format> sizes = block_sizes<kRows, kLayers>(kArchitecture, has_whole_scratch);
+  constexpr BlockSizes<Format> kSizes = block_sizes<kRows, kLayers>(kArchitecture);
   // A stage is let go by each group of consumers.
-  constexpr int kReleases = HeldFor<kLayers, kPieceColumns, kRows, true>::Type::kGroups;
-  const Shared<Format> shared = set_up_block(model, memory, stages, sizes, rows, kReleases);
+  const Shared<Format> shared = set_up_block(model, memory, stages, kSizes, rows, WarpShare<kRows>::kGroups);
   AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
   const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
   if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {
@@ -285,7 +281,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     }
   } else {
     take_registers<232>();
-    consume<kRows, kLaneDims, kKv>(model, shared, shares, totals, has_whole_scratch, rows);
+    consume<kRows, kLaneDims, kKv>(model, shared, shares, totals, rows);
   }
 }
 
@@ -293,7 +289,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 struct Division {
   int stages, least_stages;
   int tiles_in_group;
-  bool is_scratch_whole;
   int shared_bytes;
 };
 
@@ -306,25 +301,15 @@ Division divide_memory(const DecodeModel& model) {
   Division division{};
   division.least_stages =
       least_stages<kKv, Format>(architecture, lane_dims(model.head_dim), model.heads / model.kv_heads);
-  const int wanted_stages = std::max(division.least_stages, 2 * Format::kMinStages);
-  const auto bytes_beside_totals = [&](bool is_scratch_whole) {
-    return block_sizes<kRows, kLayers>(architecture, is_scratch_whole).fixed_bytes() +
-           static_cast<int>(sizeof(AttentionShares));
-  };
+  const int beside_totals =
+      block_sizes<kRows, kLayers>(architecture).fixed_bytes() + static_cast<int>(sizeof(AttentionShares));
   // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums, or what attention leaves.
   const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
-  const int left =
-      memory - bytes_beside_totals(kLayers == WeightType::kBf16) - division.least_stages * Format::kStageBytes;
+  const int left = memory - beside_totals - division.least_stages * Format::kStageBytes;
   division.tiles_in_group = std::max(
       std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), std::min(memory / 4, left) / kTotalBytes),
       1);
-  const auto fixed_bytes = [&](bool is_scratch_whole) {
-    return bytes_beside_totals(is_scratch_whole) + division.tiles_in_group * kTotalBytes;
-  };
-  // Where memory is short, halves of the scratch memory do not take turns: there is one, and a barrier more.
-  division.is_scratch_whole =
-      kLayers == WeightType::kBf16 || stages_in<Format>(memory - fixed_bytes(true)) >= wanted_stages;
-  const int fixed = fixed_bytes(division.is_scratch_whole);
+  const int fixed = beside_totals + division.tiles_in_group * kTotalBytes;
   division.stages = stages_in<Format>(memory - fixed);
   division.shared_bytes = fixed + division.stages * Format::kStageBytes;
   return division;
@@ -335,7 +320,7 @@ void launch_kernel(const DecodeModel& model, cudaStream_t stream) {
   const Division division = divide_memory<kRows, kLayers, kKv>(model);
   check_stages(division.stages, division.least_stages);
   launch_on_all_multiprocessors(decode_many_kernel<kRows, kLaneDims, kLayers, kKv>, division.shared_bytes, stream,
-                                model, division.stages, division.tiles_in_group, division.is_scratch_whole);
+                                model, division.stages, division.tiles_in_group);
 }
 
 template <int kRows, WeightType kLayers, KvType kKv>

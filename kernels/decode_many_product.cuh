@@ -9,13 +9,15 @@
 // every tile of the panel by what it holds. What the classes give is added up through shared memory, by the four warps
 // that have the same rows (or by all eight).
 //
-// Packed weights cost more to make an operand of than to multiply by, so there each warp has one step class of all
-// rows: every weight is unpacked once.
+// Of packed weights, codes and inputs are multiplied as float16, which holds both exactly: unlike digits, products need
+// not be put together, and a code that is unpacked serves all rows of a warp.
 //
-// The order of sums is that of decode_product.cuh, and so are the bits.
+// The order of sums is that of decode_product.cuh, and so are the bits: what is added up in another order, or by other
+// means, are whole numbers.
 
 #include "decode_block.cuh"
-#include "decode_packed_piece.cuh"
+#include "decode_digits.cuh"
+#include "decode_piece.cuh"
 #include "decode_product.cuh"
 #include "packed_weights.cuh"
 
@@ -134,13 +136,13 @@ __device__ void stream_panels(Producer<Format>& producer, const MatrixShape& sha
 }
 
 /// A product's input in global memory: row tiles of 16, in them fragments of 16 columns, of which each lane has its 16
-/// bytes as the tensor cores take them. In digits, two fragments have the upper and the lower digits of 32 columns.
+/// bytes as the tensor cores take them. In bf16, or for packed weights in whole numbers as float16 (decode_digits.cuh).
 struct FragmentOperand {
   static constexpr int kFragment = kRowsInFragment * 16;
 
   __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
   int columns;
-  DigitGroup* groups;  // of what is in digits: [rows, columns / 32]; else null
+  DigitGroup* groups;  // of what is in float16: [rows, columns / 32]; else null
 
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
@@ -148,14 +150,10 @@ struct FragmentOperand {
     const int in_lane = column / 8 % 2 * 4 + row / 8 % 2 * 2 + column % 2;
     return fragment(row / kRowsInFragment, column / 16) + lane * 8 + in_lane;
   }
-  /// Puts a unit of four columns, as exchange_digits() gives it.
-  __device__ void put(int row, int unit, const FourDigits& four, const DigitGroup& group) const {
-    const DigitPlace place(unit);
-    auto* const to =
-        reinterpret_cast<std::uint32_t*>(fragment(row / kRowsInFragment, place.step * (kDigitColumns / 16))) +
-        (row % 8 * 4 + place.lane) * 4 + place.half * 2 + row / 8 % 2;
-    to[0] = four.upper;
-    to[kFragment / 2] = four.lower;
+  /// Puts a unit of four columns in float16.
+  __device__ void put(int row, int unit, const uint2& pairs, const DigitGroup& group) const {
+    *reinterpret_cast<std::uint32_t*>(at(row, 4 * unit)) = pairs.x;
+    *reinterpret_cast<std::uint32_t*>(at(row, 4 * unit + 2)) = pairs.y;
     if (DigitPlace::is_first(unit)) *group_at(row, 4 * unit) = group;
   }
   __device__ DigitGroup* group_at(int row, int column) const {
@@ -166,19 +164,52 @@ struct FragmentOperand {
   }
 };
 
-/// What one warp holds of the activations while a panel's weights in bf16 stream past it: of half the rows, in tiles of
-/// 16, the columns of two step classes; or of 16 rows those of one.
+/// Which rows and columns of a panel's activations a warp holds while the panel's weights stream past it: of half the
+/// rows, in tiles of 16, the columns of two step classes; or of 16 rows those of one.
 template <int kRows>
-class HeldOperand {
- public:
+struct WarpShare {
   static constexpr int kHeldClasses = kRows > kRowsInFragment ? 2 : 1;
   static constexpr int kParts = kClasses / kHeldClasses;   // sums of a tile, which are added up
   static constexpr int kGroups = kConsumerWarps / kParts;  // of warps, each with its own rows
-  static constexpr int kRowTiles = kRows / kRowsInFragment / kHeldClasses;
-  static constexpr int kHeldSteps = 2 * kHeldClasses;  // the first step of each class, then the second of each
-  static_assert(kRowTiles * kHeldClasses * kRowsInFragment == kRows && kParts * kHeldClasses == kConsumerWarps);
+  static constexpr int kRowTiles = kRows / kRowsInFragment / kGroups;
+  static_assert(kRowTiles * kGroups * kRowsInFragment == kRows && kParts * kHeldClasses == kConsumerWarps);
 
-  __device__ explicit HeldOperand(int thread) : lane_(thread % 32), warp_(thread / 32) {}
+  int lane, warp;
+
+  __device__ explicit WarpShare(int thread) : lane(thread % 32), warp(thread / 32) {}
+
+  /// The first row of one of its row tiles.
+  __device__ int first_row(int tile) const { return kRows / kGroups * (warp / kParts) + kRowsInFragment * tile; }
+  /// The i-th of its steps: the first one of each class, then the second of each.
+  __device__ int step(int i) const {
+    return kHeldClasses * (warp % kParts) + i % kHeldClasses + kClasses * (i / kHeldClasses);
+  }
+  /// Leaves this warp's part of a tile's sums.
+  /// @param parts  [kParts, kRows * kPieceRows / 2]
+  /// @param sums   of rows g and g + 8 of each row tile, two outputs each
+  __device__ void store(const float (&sums)[kRowTiles][4], float2* parts) const {
+    float2* const to = parts + warp % kParts * (kRows * kPieceRows / 2) + lane;
+#pragma unroll
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      to[4 * first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
+      to[4 * (first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
+    }
+  }
+};
+
+/// What one warp holds of the activations in bf16.
+template <int kRows>
+class HeldOperand : public WarpShare<kRows> {
+ public:
+  using Share = WarpShare<kRows>;
+  using Share::first_row;
+  using Share::kHeldClasses;
+  using Share::kRowTiles;
+  using Share::lane;
+  using Share::step;
+  static constexpr int kHeldSteps = 2 * kHeldClasses;
+
+  using Share::Share;
 
   /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
@@ -192,8 +223,8 @@ class HeldOperand {
       for (int i = 0; i < kHeldSteps; ++i) {
         const auto* fragments = reinterpret_cast<const uint4*>(
             operand.fragment(row_tile, (column + (step(i) < steps_ ? 32 * step(i) : 0)) / 16));
-        even_[tile][i] = __ldcg(fragments + lane_);
-        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_);
+        even_[tile][i] = __ldcg(fragments + lane);
+        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane);
       }
     }
   }
@@ -210,7 +241,7 @@ class HeldOperand {
     const auto* const elements = static_cast<const __nv_bfloat16*>(piece);
 #pragma unroll
     for (int i = 0; i < kHeldClasses; ++i) {
-      const __nv_bfloat16* const first = elements + swizzled(lane_ % 8, 32 * step(i) + 8 * (lane_ / 8));
+      const __nv_bfloat16* const first = elements + swizzled(lane % 8, 32 * step(i) + 8 * (lane / 8));
       load_matrices(weights.steps[i], first);
       load_matrices(weights.steps[i + kHeldClasses], first + swizzled(0, 32 * kClasses));
     }
@@ -249,39 +280,28 @@ class HeldOperand {
   }
 
   /// Leaves this warp's part of a tile's sums.
-  /// @param parts  [kParts, kRows * kPieceRows / 2]
   __device__ void store(const Sums& sums, float2* parts) const {
-    float2* const to = parts + warp_ % kParts * (kRows * kPieceRows / 2) + lane_;
+    float of_tiles[kRowTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      float of_tile[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        of_tile[j] = sums.even[0][tile][j] + sums.odd[0][tile][j];
-        if constexpr (kHeldClasses == 2) of_tile[j] += sums.even[1][tile][j] + sums.odd[1][tile][j];
+        of_tiles[tile][j] = sums.even[0][tile][j] + sums.odd[0][tile][j];
+        if constexpr (kHeldClasses == 2) of_tiles[tile][j] += sums.even[1][tile][j] + sums.odd[1][tile][j];
       }
-      to[4 * first_row(tile)] = make_float2(of_tile[0], of_tile[1]);
-      to[4 * (first_row(tile) + 8)] = make_float2(of_tile[2], of_tile[3]);
     }
+    Share::store(of_tiles, parts);
   }
 
  private:
-  /// The first row of a row tile of this warp.
-  __device__ int first_row(int tile) const { return kRows / kGroups * (warp_ / kParts) + kRowsInFragment * tile; }
-  __device__ int step(int i) const {
-    return kHeldClasses * (warp_ % kParts) + i % kHeldClasses + kClasses * (i / kHeldClasses);
-  }
-
-  int lane_, warp_;
   int steps_;
   bool is_ragged_;  // whether a stage may have something else than zeros behind the matrix's columns
   uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
 };
 
-/// The codes that a lane has of one step, as those of the first step that unpack_step() takes.
+/// The codes that a lane has of one step, as those of the first step that unpack_halves() takes.
 template <WeightType kType>
-__device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
-  const int lane = lane_index();
+__device__ inline uint4 load_codes_of_step(const std::byte* unit, int lane, int step) {
   const std::byte* from = unit + code_byte<kType>(lane / 4, kGroupColumns * step + 2 * (lane % 4));
   if constexpr (kType == WeightType::kQ8) {
     const uint2 codes = *reinterpret_cast<const uint2*>(from);
@@ -291,39 +311,41 @@ __device__ inline uint4 load_codes_of_step(const std::byte* unit, int step) {
   }
 }
 
-/// What one warp holds of the activations while a panel's packed weights stream past it: of all rows, in tiles of 16,
-/// the columns of one step class, in digits.
-/// @tparam kMakesDigits  whether what is fetched may be in bf16
-template <WeightType kType, int kUnits, int kRows, bool kMakesDigits>
-class HeldClass {
+/// What one warp holds of the activations for packed weights, in whole numbers as float16.
+/// @tparam kConverts  whether what is fetched may be in bf16
+template <WeightType kType, int kUnits, int kRows, bool kConverts>
+class HeldNumbers : public WarpShare<kRows> {
  public:
-  static constexpr int kRowTiles = kRows / kRowsInFragment;
-  static constexpr int kGroups = 1;        // of warps, each with its own rows
-  static constexpr int kParts = kClasses;  // sums of a tile, which are added up
+  using Share = WarpShare<kRows>;
+  using Share::first_row;
+  using Share::kHeldClasses;
+  using Share::kRowTiles;
+  using Share::lane;
+  using Share::step;
+  static constexpr int kHeldSteps = kUnits * kHeldClasses;
 
-  __device__ explicit HeldClass(int thread) : lane_(thread % 32), warp_(thread / 32) {}
+  using Share::Share;
 
   /// Asks for the panel's columns of the operand.
   __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
     const int steps = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
     has_second_unit_ = steps > kUnitSteps;
-    are_digits_ = !kMakesDigits || operand.groups != nullptr;
+    are_numbers_ = !kConverts || operand.groups != nullptr;
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
       // What is read instead of rows that do not exist is not used.
-      const int row_tile = kRowsInFragment * tile < rows ? tile : 0;
+      const int row_tile = first_row(tile) < rows ? first_row(tile) / kRowsInFragment : 0;
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        const int step = warp_ + kUnitSteps * i;
-        first_[tile][i] = second_[tile][i] = make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < kHeldSteps; ++i) {
+        even_[tile][i] = odd_[tile][i] = make_uint4(0, 0, 0, 0);
         groups_[tile][i][0] = groups_[tile][i][1] = {0, 0};
-        if (step >= steps) continue;
-        const int first = column + kGroupColumns * step;
+        if (step(i) >= steps) continue;
+        const int first = column + kGroupColumns * step(i);
         const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
-        first_[tile][i] = __ldcg(fragments + lane_);
-        second_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane_);
-        if (are_digits_) {
-          const int row = row_tile * kRowsInFragment + lane_ / 4;
+        even_[tile][i] = __ldcg(fragments + lane);
+        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane);
+        if (are_numbers_) {
+          const int row = row_tile * kRowsInFragment + lane / 4;
           const auto group = [&](int of_row) {
             const float2 both = __ldcg(reinterpret_cast<const float2*>(operand.group_at(of_row, first)));
             return DigitGroup{both.x, both.y};
@@ -335,110 +357,111 @@ class HeldClass {
     }
   }
 
-  /// Makes digits of what was fetched, if it is in bf16.
+  /// Makes whole numbers of what was fetched, if it is in bf16.
   __device__ void prepare() {
-    if constexpr (kMakesDigits) {
-      if (!are_digits_) make_digits_of_fetched();
+    if constexpr (kConverts) {
+      if (!are_numbers_) convert();
     }
   }
 
   /// What this warp multiplies of a tile's piece of weights.
   struct Weights {
-    uint4 codes[kUnits];
-    GroupScales<kType> scales[kUnits];
+    uint4 codes[kHeldSteps];
+    GroupScales<kType> scales[kHeldSteps];
   };
   /// @param piece  in its stage
   __device__ void load(Weights& weights, const void* piece) const {
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const std::byte* const unit = static_cast<const std::byte*>(piece) + i * unit_bytes(kType);
-      weights.codes[i] = load_codes_of_step<kType>(unit, warp_);
-      weights.scales[i] = load_scales<kType>(unit, warp_);
+    for (int i = 0; i < kHeldSteps; ++i) {
+      const std::byte* const unit = static_cast<const std::byte*>(piece) + i / kHeldClasses * unit_bytes(kType);
+      weights.codes[i] = load_codes_of_step<kType>(unit, lane, step(i) % kUnitSteps);
+      weights.scales[i] = load_scales<kType, kHalfExponent<kType>>(unit, step(i) % kUnitSteps);
       // What a stage has behind the last unit is no weights.
-      if (i > 0 && !has_second_unit_) weights.scales[i] = {};
+      if (i >= kHeldClasses && !has_second_unit_) weights.scales[i] = {};
     }
   }
   __device__ void finish_loading(Weights (&)[kTilesAtOnce]) const {}
 
-  struct TwoRows {
-    float2 upper = {0, 0}, lower = {0, 0};  // g and g + 8
-  };
+  /// Of rows g and g + 8, two outputs each.
   struct Sums {
-    TwoRows tiles[kRowTiles];
+    float of_class[kHeldClasses][kRowTiles][4] = {};
   };
   /// @param sums  zeros before
   __device__ void multiply(const Weights& weights, Sums& sums) const {
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      std::uint32_t b[2];
-      unpack_step<kType>(b, weights.codes[i], 0);
+    for (int i = 0; i < kHeldSteps; ++i) {
+      std::uint32_t b[4];
+      unpack_halves<kType>(b, weights.codes[i], 0);
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
-        const DigitSums of_digits = multiply_digits(first_[tile][i], second_[tile][i], b);
-        TwoRows& rows = sums.tiles[tile];
-        rows.upper = add_group(rows.upper, weights.scales[i], of_digits.upper, groups_[tile][i][0]);
-        rows.lower = add_group(rows.lower, weights.scales[i], of_digits.lower, groups_[tile][i][1]);
+        float of_group[4] = {};
+        const uint4 &even = even_[tile][i], &odd = odd_[tile][i];
+        multiply_accumulate_f16(of_group, even.x, even.y, even.z, even.w, b[0], b[1]);
+        multiply_accumulate_f16(of_group, odd.x, odd.y, odd.z, odd.w, b[2], b[3]);
+        float(&sum)[4] = sums.of_class[i % kHeldClasses][tile];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float2 added = add_group<kType>({sum[2 * j], sum[2 * j + 1]}, weights.scales[i],
+                                                {of_group[2 * j], of_group[2 * j + 1]}, groups_[tile][i][j]);
+          sum[2 * j] = added.x;
+          sum[2 * j + 1] = added.y;
+        }
       }
     }
   }
 
   /// Leaves this warp's part of a tile's sums.
-  /// @param parts  [kParts, kRows * kPieceRows / 2]
   __device__ void store(const Sums& sums, float2* parts) const {
-    float2* const to = parts + warp_ * (kRows * kPieceRows / 2) + lane_;
+    float of_tiles[kRowTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
-      to[4 * kRowsInFragment * tile] = sums.tiles[tile].upper;
-      to[4 * (kRowsInFragment * tile + 8)] = sums.tiles[tile].lower;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        of_tiles[tile][j] = sums.of_class[0][tile][j];
+        if constexpr (kHeldClasses == 2) of_tiles[tile][j] += sums.of_class[1][tile][j];
+      }
     }
+    Share::store(of_tiles, parts);
   }
 
  private:
-  __device__ void make_digits_of_fetched() {
+  __device__ void convert() {
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        uint4& first = first_[tile][i];
-        uint4& second = second_[tile][i];
-        uint4 rows[2] = {{first.x, first.z, second.x, second.z}, {first.y, first.w, second.y, second.w}};
+      for (int i = 0; i < kHeldSteps; ++i) {
+        uint4 &even = even_[tile][i], &odd = odd_[tile][i];
+        uint4 rows[2] = {{even.x, even.z, odd.x, odd.z}, {even.y, even.w, odd.y, odd.w}};
 #pragma unroll
-        for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_digits<kNeedsSums<kType>>(rows[j]);
-        first = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
-        second = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
+        for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_halves<kNeedsSums<kType>>(rows[j]);
+        even = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
+        odd = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
       }
     }
   }
 
-  int lane_, warp_;
   bool has_second_unit_;
-  bool are_digits_;  // what was fetched
-  // Of a step the upper digits, and the lower ones; as fetched in bf16, the first 16 columns, and the others.
-  uint4 first_[kRowTiles][kUnits], second_[kRowTiles][kUnits];
-  DigitGroup groups_[kRowTiles][kUnits][2];  // of rows g and g + 8
+  bool are_numbers_;                                                // what was fetched
+  uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
+  DigitGroup groups_[kRowTiles][kHeldSteps][2];                     // of rows g and g + 8
 };
 
 /// What a warp holds of a panel of weights of type kType.
-/// @tparam kMakesDigits  of HeldClass
-template <WeightType kType, int kColumns, int kRows, bool kMakesDigits>
+/// @tparam kConverts  of HeldNumbers
+template <WeightType kType, int kColumns, int kRows, bool kConverts>
 struct HeldFor {
-  using Type = HeldClass<kType, kColumns / kUnitColumns, kRows, kMakesDigits>;
+  using Type = HeldNumbers<kType, kColumns / kUnitColumns, kRows, kConverts>;
 };
-template <int kColumns, int kRows, bool kMakesDigits>
-struct HeldFor<WeightType::kBf16, kColumns, kRows, kMakesDigits> {
+template <int kColumns, int kRows, bool kConverts>
+struct HeldFor<WeightType::kBf16, kColumns, kRows, kConverts> {
   using Type = HeldOperand<kRows>;
 };
 
-/// Where the consumers are in the stream, and how much scratch memory they have.
-struct Progress {
-  int next_piece = 0;
-  bool has_whole_scratch = true;  // or only half of it
-};
-
 /// Bytes of a half of the scratch memory that multiply_panels needs.
-__host__ __device__ constexpr int panel_scratch_bytes(WeightType type, int rows) {
-  const int parts = type == WeightType::kBf16 && rows > kRowsInFragment ? HeldOperand<32>::kParts : kClasses;
-  return kTilesAtOnce * parts * rows * kPieceRows * 4;
+template <int kRows>
+__host__ __device__ constexpr int panel_scratch_bytes() {
+  constexpr int kParts = WarpShare<kRows>::kParts;
+  return kTilesAtOnce * kParts * kRows * kPieceRows * 4;
 }
 
 /// Adds up sums, neighbours first.
@@ -474,14 +497,13 @@ struct PanelTile {
 /// @tparam Sink  SplitSink, or alike
 template <class Held, int kRows, class Format, class Panels, class Sink>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
-                                Progress& progress, const Sink& sink) {
+                                int& next_piece, const Sink& sink) {
   constexpr int kPairs = kRows * kPieceRows / 2;
   constexpr int kPartsOfTile = Held::kParts * kPairs;
   constexpr int kGroupPairs = kPairs / Held::kGroups;
   constexpr int kGroupThreads = kConsumers / Held::kGroups;
   constexpr int kTurns = (kTilesAtOnce * kGroupPairs + kGroupThreads - 1) / kGroupThreads;
   constexpr bool kAllAdd = kTilesAtOnce * kGroupPairs >= kGroupThreads;  // or only some of the threads
-  const bool has_whole_scratch = Format::kLayers == WeightType::kBf16 || progress.has_whole_scratch;
   const int thread_of_block = thread_index();
   const int group = thread_of_block / kGroupThreads;
   const int thread = thread_of_block % kGroupThreads;
@@ -494,7 +516,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
   if (!has_next) return;
   Held held(thread_of_block);
   held.fetch(operand, rows, next.column);
-  RingPlace place = stream.place(progress.next_piece);
+  RingPlace place = stream.place(next_piece);
 
   int turn = 0;  // which half of the scratch memory is written next
   Panel panel{};
@@ -505,7 +527,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
       first = 0;
       has_next = panels.next(next);
       held.prepare();
-      progress.next_piece += panel.tiles;
+      next_piece += panel.tiles;
     }
     const bool has_second = first + 1 < panel.tiles;
     const RingPlace of_first = place;
@@ -524,7 +546,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
     held.finish_loading(weights);
     // What is added up behind the barrier is only overwritten behind the next one.
     float2* const scratch = reinterpret_cast<float2*>(shared.scratch) + turn * (kTilesAtOnce * kPartsOfTile);
-    if (has_whole_scratch) turn ^= 1;
+    turn ^= 1;
 #pragma unroll
     for (int j = 0; j < kTilesAtOnce; ++j) {
       typename Held::Sums sums;
@@ -566,7 +588,6 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
         }
       }
     }
-    if (!has_whole_scratch) group_barrier();
   }
   static_assert(kTurns <= 2 && kTilesAtOnce == 2 && kGroupPairs % 32 == 0);
   static_assert(!kAllAdd || kTurns * kGroupThreads == kTilesAtOnce * kGroupPairs);
@@ -671,9 +692,9 @@ struct SplitSink {
 /// One product whose sums are left piece by piece.
 template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
-                               int rows, Progress& progress, const SplitProduct& out) {
+                               int rows, int& next_piece, const SplitProduct& out) {
   using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows, true>::Type;
-  multiply_panels<Held, kRows>(shared, operand, rows, SplitPanels(matrix), progress,
+  multiply_panels<Held, kRows>(shared, operand, rows, SplitPanels(matrix), next_piece,
                                SplitSink{out, matrix.outputs, rows});
 }
 
@@ -721,7 +742,7 @@ struct WholeSink {
 /// epilogue(row, output, pair of values): outputs 2i and 2i + 1, or of gate_up row i of both.
 template <int kRows, WeightType kType, class Format, class Epilogue>
 __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
-                               int rows, const Totals& totals, TileDealer& dealer, Progress& progress,
+                               int rows, const Totals& totals, TileDealer& dealer, int& next_piece,
                                const Epilogue& epilogue) {
   constexpr int kColumns = columns_in_piece<Format, kType>();
   const WholeSink<kRows * kPieceRows / 2, Epilogue> sink{totals.sums,
@@ -732,7 +753,7 @@ __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& 
                                                          rows,
                                                          epilogue};
   using Held = typename HeldFor<kType, kColumns, kRows, false>::Type;
-  multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), progress,
+  multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), next_piece,
                                sink);
 }
 

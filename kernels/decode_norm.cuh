@@ -3,6 +3,8 @@
 // What is between two products of the decode step: the residual stream takes in what the last product gave, after its
 // norm, and is normalised to be the next product's input.
 
+#include <type_traits>
+
 #include "decode_block.cuh"
 #include "decode_digits.cuh"
 #include "decode_product.cuh"
@@ -114,14 +116,19 @@ class ResidualRow {
   /// @param put  called with a unit of four columns, its digits as exchange_digits() gives them, and their group
   template <class Format, class Put>
   __device__ void normalize_to_digits(const Shared<Format>& shared, float eps, const Put& put) const {
-    const float scale = norm_scale(shared, eps);
-    constexpr int kFewUnits = 3;
-    constexpr bool kHasSums = kNeedsSums<Format::kLayers>;
-    if (units_ <= kFewUnits * kConsumers) {
-      put_digits<kFewUnits, kHasSums>(scale, put);
-    } else {
-      put_digits<kMaxUnits, kHasSums>(scale, put);
-    }
+    with_normalized(shared, eps, [&](const auto& x) {
+      make_digits_of_units<kNeedsSums<Format::kLayers>>(
+          x, [&](int i, const FourDigits& digits, const DigitGroup& group) { put_unit(put, i, digits, group); });
+    });
+  }
+  /// The same in whole numbers as float16.
+  /// @param put  called with a unit of four columns, two pairs of them, and their group
+  template <class Format, class Put>
+  __device__ void normalize_to_halves(const Shared<Format>& shared, float eps, const Put& put) const {
+    with_normalized(shared, eps, [&](const auto& x) {
+      make_halves_of_units<kNeedsSums<Format::kLayers>>(
+          x, [&](int i, const uint2& pairs, const DigitGroup& group) { put_unit(put, i, pairs, group); });
+    });
   }
 
  private:
@@ -149,17 +156,28 @@ class ResidualRow {
             __fmul_rn(__fmul_rn(x_[i].w, scale), 1.0f + next_norm_[i].w)};
   }
 
-  /// @tparam kUnits  that a consumer has at most
-  template <int kUnits, bool kHasSums, class Put>
-  __device__ void put_digits(float scale, const Put& put) const {
-    float4 x[kUnits];
+  /// Calls use(normalised units: as many as a consumer has at most).
+  template <class Format, class Use>
+  __device__ void with_normalized(const Shared<Format>& shared, float eps, const Use& use) const {
+    const float scale = norm_scale(shared, eps);
+    const auto with_units = [&](auto units) {
+      constexpr int kUnits = decltype(units)::value;
+      float4 x[kUnits];
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) x[i] = normalized(i, scale);
-    const int thread = thread_index();
-    make_digits_of_units<kHasSums>(x, [&](int i, const FourDigits& digits, const DigitGroup& group) {
-      const int unit = thread + i * kConsumers;
-      if (unit < units_) put(unit, digits, group);
-    });
+      for (int i = 0; i < kUnits; ++i) x[i] = normalized(i, scale);
+      use(x);
+    };
+    constexpr int kFewUnits = 3;
+    if (units_ <= kFewUnits * kConsumers) {
+      with_units(std::integral_constant<int, kFewUnits>{});
+    } else {
+      with_units(std::integral_constant<int, kMaxUnits>{});
+    }
+  }
+  template <class Put, class Unit>
+  __device__ void put_unit(const Put& put, int i, const Unit& of_unit, const DigitGroup& group) const {
+    const int unit = thread_index() + i * kConsumers;
+    if (unit < units_) put(unit, of_unit, group);
   }
 
   /// What is fetched is new altogether: so the compiler sees that it need not be kept in between.

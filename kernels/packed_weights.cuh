@@ -156,6 +156,11 @@ __device__ inline std::uint32_t subtract_bf16(std::uint32_t a, std::uint32_t b) 
   return *reinterpret_cast<const std::uint32_t*>(&difference);
 }
 
+__device__ inline std::uint32_t subtract_f16(std::uint32_t a, std::uint32_t b) {
+  const __half2 difference = __hsub2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&difference);
+}
+
 /// Two codes in bytes 0 and 2, the rest ignored, as bf16: 128 + their low seven bits, less 128, or 256 if negative.
 __device__ inline std::uint32_t int8_to_bf16(std::uint32_t codes) {
   return subtract_bf16(and_or(codes, 0x007f007fu, 0x43004300u), and_or(codes, 0x00800080u, 0x43004300u));
@@ -194,6 +199,27 @@ __device__ inline void unpack_step(std::uint32_t (&b)[2], const uint4& loaded, i
   }
 }
 
+/// The same in float16, exactly: b[0] and b[1] for the first 16 columns, b[2] and b[3] for the others; in units of
+/// 2^-kHalfExponent.
+template <WeightType kType>
+__device__ inline void unpack_halves(std::uint32_t (&b)[4], const uint4& loaded, int step) {
+  const std::uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kType == WeightType::kQ8) {
+      // 1024 + 128 + a code: 1024 has as many bits behind its first one as a number without a sign needs.
+      const std::uint32_t two = and_xor(words[2 * step + i / 2] >> (i % 2 * 8), 0x00ff00ffu, 0x64806480u);
+      b[i] = subtract_f16(two, 0x64806480u);
+    } else {
+      b[i] = words[step] >> ((i % 2 * 2 + i / 2) * 4) & 0x000f000fu;
+    }
+  }
+}
+
+/// What they are in units of: 2^-kHalfExponent. Codes of 4 bits are multiples of the smallest float16.
+template <WeightType kType>
+inline constexpr int kHalfExponent = kType == WeightType::kQ8 ? 0 : 24;
+
 /// Whether a group's inputs must be added up: its weights have a minimum.
 template <WeightType kType>
 inline constexpr bool kNeedsSums = kType == WeightType::kQ4;
@@ -225,9 +251,13 @@ struct GroupScales {
   }
 };
 
-/// A byte of a word as a number: 2^23 + the byte, less 2^23. Products with d and m have 11 and 8 bits: exact.
+/// A byte of a word as a number, times a power of two: with 23 bits more, which are taken off again. Products with d
+/// and m have 11 and 8 bits: exact.
+template <int kExponent = 0>
 __device__ inline float byte_of(std::uint32_t word, unsigned index) {
-  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + index)) - 8388608.0f;
+  constexpr std::uint32_t kTwoTo23 = (127u + 23 + kExponent) << 23;
+  static_assert((kTwoTo23 & 0x00ffffffu) == 0, "only its first byte is put in");
+  return __uint_as_float(__byte_perm(word, kTwoTo23, 0x7440u + index)) - __uint_as_float(kTwoTo23);
 }
 
 /// @param unit    in shared memory, aligned to 16 bytes
@@ -249,17 +279,19 @@ __device__ inline OutputScales<kType> load_output_scales(const std::byte* unit, 
 
 /// @param unit  in shared memory, aligned to 16 bytes
 /// @param step  of the unit
-template <WeightType kType>
+/// @tparam kExponent  of what codes are in units of: 2^-kExponent
+template <WeightType kType, int kExponent = 0>
 __device__ inline GroupScales<kType> load_scales(const std::byte* unit, int step) {
   const int pair = static_cast<int>(threadIdx.x % 4);
   if constexpr (kType == WeightType::kQ8) {
+    static_assert(kExponent == 0);
     return {__half22float2(*reinterpret_cast<const __half2*>(unit + q8_scale_byte(2 * pair, step))), {}};
   } else {
     const auto* factors = reinterpret_cast<const __half2*>(unit + q4_factor_byte(2 * pair, false));
     const float2 d = __half22float2(factors[0]);
     const float2 m = __half22float2(factors[1]);
     const std::uint32_t of_step = *reinterpret_cast<const std::uint32_t*>(unit + q4_scale_byte(2 * pair, step, false));
-    return {{d.x * byte_of(of_step, 0), d.y * byte_of(of_step, 1)},
+    return {{d.x * byte_of<kExponent>(of_step, 0), d.y * byte_of<kExponent>(of_step, 1)},
             {m.x * byte_of(of_step, 2), m.y * byte_of(of_step, 3)}};
   }
 }

@@ -4,6 +4,7 @@
 // around one.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -200,6 +201,16 @@ __device__ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std:
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// The same in float16.
+__device__ inline void multiply_accumulate_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                                               std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 /// c[16, 8] += a[16, 32] b[32, 8], signed bytes. c as above; a0 holds (g, 4t) to (g, 4t + 3), a1 those of row g + 8, a2
 /// and a3 the same of columns 4t + 16 and on; b0 holds rows 4t to 4t + 3 of column g, b1 rows 4t + 16 and on.
 __device__ inline void multiply_accumulate(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
@@ -358,8 +369,20 @@ __device__ inline std::uint32_t and_or(std::uint32_t bits, std::uint32_t mask, s
   return result;
 }
 
+/// (bits & mask) ^ flip, likewise.
+__device__ inline std::uint32_t and_xor(std::uint32_t bits, std::uint32_t mask, std::uint32_t flip) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(bits), "r"(mask), "r"(flip));
+  return result;
+}
+
 __device__ inline std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+
+__device__ inline std::uint32_t pack_f16(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const std::uint32_t&>(pair);
 }
 

@@ -347,54 +347,83 @@ TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
   }
 }
 
-/// One warp makes digits of a row of 256 inputs, and multiplies a unit by them step by step.
-/// @param is_bf16   whether lanes make digits of what they have in bf16, else threads of four neighbouring inputs each
+/// How inputs are made, and multiplied.
+struct Way {
+  bool is_bf16;  ///< lanes make whole numbers of what they have in bf16, else threads of four neighbouring inputs each
+  bool is_f16;   ///< numbers and codes are multiplied as float16, else as bytes
+};
+
+std::ostream& operator<<(std::ostream& out, const Way& way) {
+  return out << (way.is_bf16 ? "bf16 as " : "float32 as ") << (way.is_f16 ? "float16" : "digits");
+}
+
+/// One warp makes whole numbers of a row of 256 inputs, and multiplies a unit by them step by step.
 /// @param groups    [8], as they were made
 /// @param sums      [8 steps][8 outputs]
 template <WeightType kType>
-__global__ void digits_kernel(const float* inputs, bool is_bf16, const std::byte* units, DigitGroup* groups,
-                              float* sums) {
+__global__ void digits_kernel(const float* inputs, Way way, const std::byte* units, DigitGroup* groups, float* sums) {
   __shared__ __align__(16) std::byte unit[unit_bytes(kType)];
   __shared__ __align__(16) std::byte digits[kUnitSteps * kDigitStepBytes];
+  __shared__ float whole[kUnitColumns];
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = lane; i < unit_bytes(kType); i += 32) unit[i] = units[i];
   const DigitRow row{digits, groups};
   for (int i = 0; i < 2; ++i) {
     const int four = lane + 32 * i;
     const float* const own = inputs + 4 * four;
-    unsigned largest = 0;
-    for (int j = 0; j < 4; ++j) largest = max(largest, __float_as_uint(own[j]) & 0x7fffffffu);
-    for (int offset = 1; offset < 8; offset *= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
-    const float scale = digit_scale(largest);
-    std::uint32_t numbers[4];
-    for (int j = 0; j < 4; ++j) numbers[j] = in_units_of(scale, own[j]);
-    auto sum = static_cast<unsigned>(sum_in_units(numbers));
-    for (int offset = 1; offset < 8; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-    row.put(four, exchange_digits(numbers), {scale, static_cast<float>(static_cast<int>(sum))});
+    const float4 x[1] = {{own[0], own[1], own[2], own[3]}};
+    make_digits_of_units<true>(
+        x, [&](int, const FourDigits& made, const DigitGroup& group) { row.put(four, made, group); });
+    make_halves_of_units<true>(x, [&](int, const uint2& pairs, const DigitGroup& group) {
+      const DigitPlace place(four);
+      if (way.is_f16 && DigitPlace::is_first(four)) groups[place.step] = group;
+      const std::uint32_t words[2] = {pairs.x, pairs.y};
+      for (int j = 0; j < 2; ++j) {
+        __half2 pair;
+        memcpy(&pair, &words[j], 4);
+        const float2 two = __half22float2(pair);
+        whole[4 * four + 2 * j] = two.x;
+        whole[4 * four + 2 * j + 1] = two.y;
+      }
+    });
   }
   __syncwarp();
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
 #pragma unroll
   for (int step = 0; step < kUnitSteps; ++step) {
+    const auto words_of = [&](const auto& pair_at) {
+      const int column = kDigitColumns * step + 2 * (lane % 4);
+      return uint4{pair_at(column), pair_at(column + 8), pair_at(column + 16), pair_at(column + 24)};
+    };
     uint4 own = *reinterpret_cast<const uint4*>(digits + step * kDigitStepBytes + lane % 4 * 16);
-    if (is_bf16) {
-      std::uint32_t words[4];
-      for (int i = 0; i < 4; ++i) {
-        const int column = kDigitColumns * step + 8 * i + 2 * (lane % 4);
-        words[i] = pack_bf16(inputs[column], inputs[column + 1]);
-      }
-      own = {words[0], words[1], words[2], words[3]};
-      const DigitGroup group = make_digits<true>(own);
+    if (way.is_bf16) {
+      own = words_of([&](int column) { return pack_bf16(inputs[column], inputs[column + 1]); });
+      const DigitGroup group = way.is_f16 ? make_halves<true>(own) : make_digits<true>(own);
       if (lane == 0) groups[step] = group;
+    } else if (way.is_f16) {
+      own = words_of([&](int column) { return pack_f16(whole[column], whole[column + 1]); });
     }
-    std::uint32_t b[2];
-    unpack_step<kType>(b, load_codes<kType>(unit, step / kStepsInLoad), step % kStepsInLoad);
-    const float2 two = multiply_digits(own, b);
+    const uint4 codes = load_codes<kType>(unit, step / kStepsInLoad);
+    float2 two;
+    if (way.is_f16) {
+      std::uint32_t b[4];
+      unpack_halves<kType>(b, codes, step % kStepsInLoad);
+      float sum[4] = {};
+      multiply_accumulate_f16(sum, own.x, own.x, own.y, own.y, b[0], b[1]);
+      multiply_accumulate_f16(sum, own.z, own.z, own.w, own.w, b[2], b[3]);
+      two = {ldexpf(sum[0], kHalfExponent<kType>), ldexpf(sum[1], kHalfExponent<kType>)};
+    } else {
+      std::uint32_t b[2];
+      unpack_step<kType>(b, codes, step % kStepsInLoad);
+      two = multiply_digits(own, b);
+    }
     if (lane >= 4) continue;  // whose rows of the operand are the same
     sums[step * kPieceRows + 2 * lane] = two.x;
     sums[step * kPieceRows + 2 * lane + 1] = two.y;
   }
 }
+
+constexpr Way kWays[] = {{false, false}, {false, true}, {true, false}, {true, true}};
 
 class Digits : public ::testing::TestWithParam<WeightType> {
  protected:
@@ -402,13 +431,13 @@ class Digits : public ::testing::TestWithParam<WeightType> {
     std::vector<DigitGroup> groups;
     std::vector<float> sums;
   };
-  Found multiply(const std::vector<float>& inputs, bool is_bf16) {
+  Found multiply(const std::vector<float>& inputs, const Way& way) {
     const Memory<float> in(inputs);
     const Memory<std::byte> units = packed(matrix_, of_, stream_);
     const Memory<DigitGroup> groups(kUnitSteps);
     const Memory<float> sums(kUnitSteps * kPieceRows);
     const auto kernel = of_.type == WeightType::kQ8 ? digits_kernel<WeightType::kQ8> : digits_kernel<WeightType::kQ4>;
-    launch_kernel(kernel, 1, 32, stream_, in.data(), is_bf16, units.data(), groups.data(), sums.data());
+    launch_kernel(kernel, 1, 32, stream_, in.data(), way, units.data(), groups.data(), sums.data());
     return {groups.download(), sums.download()};
   }
   int code(int output, int column) const {
@@ -428,7 +457,7 @@ class Digits : public ::testing::TestWithParam<WeightType> {
 INSTANTIATE_TEST_SUITE_P(Of, Digits, ::testing::Values(WeightType::kQ8, WeightType::kQ4),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
-TEST_P(Digits, HoldInputsTo14BitsOfTheLargestAndMultiplyExactly) {
+TEST_P(Digits, HoldInputsTo11BitsOfTheLargestAndMultiplyExactly) {
   std::mt19937 random(11);
   std::vector<float> inputs(kUnitColumns);
   for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -438,18 +467,18 @@ TEST_P(Digits, HoldInputsTo14BitsOfTheLargestAndMultiplyExactly) {
   // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
   inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
   inputs[4 * kDigitColumns + 31] = 1e15f;
-  for (const bool is_bf16 : {false, true}) {
-    if (is_bf16) {
+  for (const Way& way : kWays) {
+    if (way.is_bf16) {
       for (float& input : inputs) input = __bfloat162float(__float2bfloat16_rn(input));
     }
-    const Found found = multiply(inputs, is_bf16);
+    const Found found = multiply(inputs, way);
     for (int step = 0; step < kUnitSteps; ++step) {
       const DigitGroup& group = found.groups[z(step)];
       const auto own = inputs.begin() + step * kDigitColumns;
       float largest = 0;
       for (int i = 0; i < kDigitColumns; ++i) largest = std::max(largest, std::abs(own[i]));
-      EXPECT_GE(largest / group.scale, 1 << 13);
-      EXPECT_LT(largest / group.scale, 1 << 14);
+      EXPECT_GE(largest / group.scale, 1 << 10);
+      EXPECT_LT(largest / group.scale, 1 << 11);
       int whole[kDigitColumns], sum = 0;
       for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / group.scale));
       EXPECT_EQ(group.sum, static_cast<float>(sum));
@@ -457,28 +486,53 @@ TEST_P(Digits, HoldInputsTo14BitsOfTheLargestAndMultiplyExactly) {
         int expected = 0;
         for (int i = 0; i < kDigitColumns; ++i) expected += whole[i] * code(output, step * kDigitColumns + i);
         EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected))
-            << "step " << step << ", output " << output << (is_bf16 ? ", bf16" : "");
+            << "step " << step << ", output " << output << ", " << way;
+      }
+    }
+  }
+}
+
+TEST_P(Digits, AddUpTheLargestNumbersExactly) {
+  for (const Way& way : kWays) {
+    // As large as a number can be, with the sign of an output's code: nothing cancels in that output's sums.
+    const float size = way.is_bf16 ? 0x1.fep5f : std::nextafter(64.0f, 0.0f);
+    std::vector<float> inputs;
+    for (int column = 0; column < kUnitColumns; ++column) inputs.push_back(code(3, column) < 0 ? -size : size);
+    const Found found = multiply(inputs, way);
+    for (int step = 0; step < kUnitSteps; ++step) {
+      for (int output = 0; output < kPieceRows; ++output) {
+        int expected = 0;
+        for (int i = 0; i < kDigitColumns; ++i) {
+          const int column = step * kDigitColumns + i;
+          expected +=
+              static_cast<int>(std::nearbyint(inputs[z(column)] / found.groups[z(step)].scale)) * code(output, column);
+        }
+        EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected))
+            << "step " << step << ", output " << output << ", " << way;
+        if (output == 3 && GetParam() == WeightType::kQ8) {
+          EXPECT_GT(expected, 1 << 21);
+        }
       }
     }
   }
 }
 
 TEST_P(Digits, OfNothingAreZerosAndOfWhatIsNotFiniteNoNumbers) {
-  for (const bool is_bf16 : {false, true}) {
+  for (const Way& way : kWays) {
     std::vector<float> inputs(kUnitColumns, 0.0f);
     inputs[1 * kDigitColumns] = std::numeric_limits<float>::infinity();
     inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
     inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
     inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
-    inputs[5 * kDigitColumns + 7] = is_bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();
-    const Found found = multiply(inputs, is_bf16);
+    inputs[5 * kDigitColumns + 7] = way.is_bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();
+    const Found found = multiply(inputs, way);
     for (int step = 0; step < kUnitSteps; ++step) {
       const bool is_finite = step < 1 || step > 3;
       EXPECT_EQ(std::isfinite(found.groups[z(step)].scale), is_finite) << "step " << step;
       if (!is_finite) continue;
       EXPECT_GE(found.groups[z(step)].scale, std::numeric_limits<float>::min());
       const float sum = found.groups[z(step)].sum;
-      EXPECT_EQ(sum, step != 5 ? 0 : is_bf16 ? 16320 : 16384) << "step " << step;
+      EXPECT_EQ(sum, step != 5 ? 0 : way.is_bf16 ? 2040 : 2048) << "step " << step << ", " << way;
       EXPECT_EQ(found.sums[z(step * kPieceRows)], sum * static_cast<float>(code(0, step * kDigitColumns + 7)));
     }
   }

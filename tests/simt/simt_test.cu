@@ -151,6 +151,32 @@ __global__ void product_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, f
   for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
+/// The same in float16.
+__global__ void half_product_kernel(const float* a, const float* b, float* c) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  const auto of_a = [&](int row, int column) { return pack_f16(a[row * 16 + column], a[row * 16 + column + 1]); };
+  const auto of_b = [&](int row) { return pack_f16(b[row * 8 + g], b[(row + 1) * 8 + g]); };
+  float sum[4] = {1, 2, 3, 4};
+  multiply_accumulate_f16(sum, of_a(g, 2 * t), of_a(g + 8, 2 * t), of_a(g, 2 * t + 8), of_a(g + 8, 2 * t + 8),
+                          of_b(2 * t), of_b(2 * t + 8));
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i] - static_cast<float>(i + 1);
+}
+
+TEST(Simt, MultipliesFloat16AsTensorCoresDo) {
+  std::minstd_rand random;
+  std::vector<float> a(16 * 16), b(16 * 8), c(16 * 8);
+  for (float& value : a) value = static_cast<float>(static_cast<int>(random() % 4097)) - 2048;
+  for (float& value : b) value = std::ldexp(static_cast<float>(random() % 16), -24);  // no normal numbers
+  run_block(32, half_product_kernel, a.data(), b.data(), c.data());
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      float expected = 0;
+      for (int k = 0; k < 16; ++k) expected += a[row * 16 + k] * b[k * 8 + column];
+      EXPECT_NEAR(c[row * 8 + column], expected, 1e-6) << row << ", " << column;
+    }
+  }
+}
+
 /// The same of bytes, with a [16, 32] and b [32, 8].
 __global__ void byte_product_kernel(const std::int8_t* a, const std::int8_t* b, int* c) {
   const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;

@@ -79,6 +79,20 @@ Vector rounded(Vector x, int head_dim, KvType type) {
   return x;
 }
 
+/// Of each 32 numbers, to multiples of 2^-10 of the power of two that the largest has in it.
+Vector rounded_to_whole(Vector x) {
+  constexpr std::size_t kColumns = 32;
+  for (std::size_t first = 0; first < x.size(); first += kColumns) {
+    const std::span<double> group(&x[first], std::min(kColumns, x.size() - first));
+    double largest = 0;
+    for (double value : group) largest = std::max(largest, std::abs(value));
+    if (largest == 0) continue;
+    const double unit = std::ldexp(1.0, std::ilogb(largest) - 10);
+    for (double& value : group) value = std::nearbyint(value / unit) * unit;
+  }
+  return x;
+}
+
 }  // namespace
 
 Vector softmax(const Vector& scores) {
@@ -126,13 +140,18 @@ Answer forward(const Model& model, std::span<const int> tokens, const Departures
   const auto norm = [&](const Vector& values, std::span<const float> weight) {
     return rms_norm(values, weight, config.rms_norm_eps, departures.norm_offset);
   };
+  const RoundedInputs rounding = departures.rounded_inputs;
   const auto product = [&](const Matrix& matrix, const Vector& input) {
-    const bool is_rounded = departures.rounded_inputs != RoundedInputs::kNone;
-    return multiply(matrix, rounded(input, config.head_dim, is_rounded ? KvType::kBf16 : KvType::kF32));
+    Vector taken = input;
+    if (rounding != RoundedInputs::kNone) taken = rounded(taken, config.head_dim, KvType::kBf16);
+    if (rounding == RoundedInputs::kWholeNumbers) taken = rounded_to_whole(taken);
+    return multiply(matrix, taken);
   };
   const auto product_of_norm = [&](const Matrix& matrix, const Vector& values, std::span<const float> weight) {
-    const bool is_rounded = departures.rounded_inputs == RoundedInputs::kAll;
-    return multiply(matrix, rounded(norm(values, weight), config.head_dim, is_rounded ? KvType::kBf16 : KvType::kF32));
+    Vector taken = norm(values, weight);
+    if (rounding == RoundedInputs::kBf16) taken = rounded(taken, config.head_dim, KvType::kBf16);
+    if (rounding == RoundedInputs::kWholeNumbers) taken = rounded_to_whole(taken);
+    return multiply(matrix, taken);
   };
 
   Answer answer;

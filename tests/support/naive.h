@@ -35,11 +35,11 @@ Vector softmax(const Vector& scores);
 Vectors attend(const Attention& attention, const Vectors& q, const Vectors& k, const Vectors& v,
                double* largest = nullptr);
 
-/// Which inputs of matrix products are rounded to bf16.
+/// How inputs of matrix products are rounded.
 enum class RoundedInputs {
   kNone,
-  kNotNormalized,  ///< those that no norm gave
-  kAll,
+  kBf16,
+  kWholeNumbers,  ///< if no norm gave them, to bf16; then to what, of each 32, leaves the largest 11 bits
 };
 
 /// Departures from Gemma 2: rounding as a device does it, or a mistake made on purpose to see that a test would notice

@@ -31,3 +31,6 @@ inline __half __float2half_rn(float value) {
   return signed_half((magnitude + 0xfff + (magnitude >> 13 & 1)) / 0x2000 - (112u << 10));
 }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline __half2 __hsub2(__half2 a, __half2 b) {
+  return __floats2half2_rn(__half2float(a.x) - __half2float(b.x), __half2float(a.y) - __half2float(b.y));
+}

@@ -3,6 +3,7 @@
 // The machine instructions of kernels/ptx.cuh in C++: see tests/simt/simt.h.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <array>
 #include <chrono>
@@ -162,8 +163,9 @@ inline void load_matrices_transposed(std::uint32_t (&out)[4], const void* row) {
 inline float low_half(std::uint32_t two) { return __uint_as_float(two << 16); }
 inline float high_half(std::uint32_t two) { return __uint_as_float(two & 0xffff0000u); }
 
-inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
-                                std::uint32_t b0, std::uint32_t b1) {
+template <float (*kLow)(std::uint32_t), float (*kHigh)(std::uint32_t)>
+void multiply_halves(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                     std::uint32_t b0, std::uint32_t b1) {
   struct Lane {
     std::uint32_t a[4], b[2];
     float* c;
@@ -174,13 +176,13 @@ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a
       const Lane& of = *lanes[lane];
       const unsigned g = lane / 4, t = lane % 4;
       for (unsigned i = 0; i < 4; ++i) {
-        a[g + i % 2 * 8][2 * t + i / 2 * 8] = low_half(of.a[i]);
-        a[g + i % 2 * 8][2 * t + i / 2 * 8 + 1] = high_half(of.a[i]);
+        a[g + i % 2 * 8][2 * t + i / 2 * 8] = kLow(of.a[i]);
+        a[g + i % 2 * 8][2 * t + i / 2 * 8 + 1] = kHigh(of.a[i]);
         c[g + i / 2 * 8][2 * t + i % 2] = of.c[i];
       }
       for (unsigned i = 0; i < 2; ++i) {
-        b[2 * t + 8 * i][g] = low_half(of.b[i]);
-        b[2 * t + 8 * i + 1][g] = high_half(of.b[i]);
+        b[2 * t + 8 * i][g] = kLow(of.b[i]);
+        b[2 * t + 8 * i + 1][g] = kHigh(of.b[i]);
       }
     }
     for (unsigned row = 0; row < 16; ++row) {
@@ -194,6 +196,18 @@ inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a
       for (unsigned i = 0; i < 4; ++i) lanes[lane]->c[i] = c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
     }
   });
+}
+
+inline void multiply_accumulate(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                                std::uint32_t b0, std::uint32_t b1) {
+  multiply_halves<low_half, high_half>(c, a0, a1, a2, a3, b0, b1);
+}
+
+inline float low_f16(std::uint32_t two) { return __half2float({static_cast<std::uint16_t>(two)}); }
+inline float high_f16(std::uint32_t two) { return __half2float({static_cast<std::uint16_t>(two >> 16)}); }
+inline void multiply_accumulate_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                                    std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  multiply_halves<low_f16, high_f16>(c, a0, a1, a2, a3, b0, b1);
 }
 
 inline void multiply_accumulate(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
@@ -284,8 +298,17 @@ inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 inline float reciprocal_approx(float x) { return std::fabs(x) > 0x1p126f ? 0.0f : 1.0f / x; }
 inline std::uint32_t and_or(std::uint32_t bits, std::uint32_t mask, std::uint32_t set) { return (bits & mask) | set; }
 
+inline std::uint32_t and_xor(std::uint32_t bits, std::uint32_t mask, std::uint32_t flip) {
+  return (bits & mask) ^ flip;
+}
+
 inline std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return static_cast<std::uint32_t>(pair.y.bits) << 16 | pair.x.bits;
+}
+
+inline std::uint32_t pack_f16(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
   return static_cast<std::uint32_t>(pair.y.bits) << 16 | pair.x.bits;
 }
 
