@@ -79,9 +79,9 @@ Vector rounded(Vector x, int head_dim, KvType type) {
   return x;
 }
 
-/// Of each 32 numbers, to multiples of 2^-10 of the power of two that the largest has in it.
+/// Of each group of columns, to multiples of 2^-10 of the power of two that the largest has in it.
 Vector rounded_to_whole(Vector x) {
-  constexpr std::size_t kColumns = 32;
+  constexpr auto kColumns = static_cast<std::size_t>(kGroupColumns);
   for (std::size_t first = 0; first < x.size(); first += kColumns) {
     const std::span<double> group(&x[first], std::min(kColumns, x.size() - first));
     double largest = 0;
