@@ -115,7 +115,7 @@ struct DecodeMessages {
 /// Of 32 inputs that are whole numbers in units of a scale (decode_digits.cuh).
 struct alignas(8) DigitGroup {
   float scale;
-  float sum;  ///< of the whole numbers
+  float sum;  ///< of the inputs, as they are in whole numbers
 };
 
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where
@@ -151,7 +151,7 @@ struct DecodeModel {
   float* residual[2];          ///< [rows, hidden], used in turn
   __nv_bfloat16* normalized;   ///< [rows, hidden]: the next product's input; for more rows than one
   DigitGroup* operand_groups;  ///< [rows, hidden / 32 or intermediate / 32]: of normalized, then of activated, where
-                               ///< they are in whole numbers (decode_digits.cuh)
+                               ///< they are in whole numbers (decode_digits.cuh); of many rows, [hidden / 32, rows]
   int rows_held;               ///< of qkv and projected, which more than kFewRows rows have once for each piece
   float* qkv;                  ///< [rows_held, (heads + 2 * kv_heads) * head_dim] or [pieces of hidden, rows_held, ...]
   void* partials;              ///< [rows, heads, max_blocks, head_dim]: attention over one block, in float32 or half

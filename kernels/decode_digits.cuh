@@ -35,14 +35,20 @@ static_assert(kDigitColumns == 32);
 /// bits.
 inline constexpr float kMiddle = 12582912.0f;
 
+/// The least scales, as powers of two; numbers whose own would be less lose bits. Of any inputs: so that the scale, and
+/// its inverse, are normal numbers.
+inline constexpr int kLeastScale = -123;
+/// Of normalised rows: so that float16 holds their whole numbers times the scale.
+inline constexpr int kLeastScaleOfHalves = -24;
+
 /// The scale of 32 numbers.
 /// @param largest_bits  of the largest magnitude
 /// @return NaN if one of them is not finite
-__device__ inline float digit_scale(unsigned largest_bits) {
+template <int kLeast>
+__device__ float digit_scale(unsigned largest_bits) {
   constexpr unsigned kExponent = 1u << 23;
   if (largest_bits >= 0x7f800000u) return __uint_as_float(0x7fc00000u);
-  // So that the scale, and its inverse, are normal numbers: what is below 2^-113 loses bits.
-  const unsigned exponent = max(largest_bits & 0x7f800000u, 14 * kExponent);
+  const unsigned exponent = max(largest_bits & 0x7f800000u, (127 + 10 + kLeast) * kExponent);
   return __uint_as_float(exponent - 10 * kExponent);
 }
 
@@ -92,7 +98,8 @@ __device__ inline FourDigits exchange_digits(const std::uint32_t (&numbers)[4]) 
 /// of these a whole group: by all lanes of a warp. Of all units at once, without a branch between them: lanes would
 /// wait for each other again in each.
 /// @tparam kHasSums  whether the groups' sums are wanted; else they are 0
-template <bool kHasSums, int kUnits>
+/// @tparam kLeast    of digit_scale()
+template <bool kHasSums, int kLeast, int kUnits>
 __device__ void number_units(const float4 (&x)[kUnits], std::uint32_t (&numbers)[kUnits][4],
                              DigitGroup (&groups)[kUnits]) {
   constexpr int kGroupUnits = kDigitColumns / 4;
@@ -104,7 +111,7 @@ __device__ void number_units(const float4 (&x)[kUnits], std::uint32_t (&numbers)
 #pragma unroll
     for (int offset = 1; offset < kGroupUnits; offset *= 2)
       largest = max(largest, __shfl_xor_sync(~0u, largest, offset));
-    const float scale = digit_scale(largest);
+    const float scale = digit_scale<kLeast>(largest);
     const float values[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) numbers[i][j] = in_units_of(scale, values[j]);
@@ -114,16 +121,16 @@ __device__ void number_units(const float4 (&x)[kUnits], std::uint32_t (&numbers)
 #pragma unroll
       for (int offset = 1; offset < kGroupUnits; offset *= 2) sum += __shfl_xor_sync(~0u, sum, offset);
     }
-    groups[i] = {scale, static_cast<float>(static_cast<int>(sum))};
+    groups[i] = {scale, static_cast<float>(static_cast<int>(sum)) * scale};
   }
 }
 
 /// The same, and the digits of them. Calls put(i, digits as exchange_digits() gives them, their group).
-template <bool kHasSums, int kUnits, class Put>
+template <bool kHasSums, int kLeast, int kUnits, class Put>
 __device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) {
   std::uint32_t numbers[kUnits][4];
   DigitGroup groups[kUnits];
-  number_units<kHasSums>(x, numbers, groups);
+  number_units<kHasSums, kLeast>(x, numbers, groups);
   FourDigits digits[kUnits];
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) digits[i] = exchange_digits(numbers[i]);
@@ -136,11 +143,11 @@ template <bool kHasSums, int kUnits, class Put>
 __device__ void make_halves_of_units(const float4 (&x)[kUnits], const Put& put) {
   std::uint32_t numbers[kUnits][4];
   DigitGroup groups[kUnits];
-  number_units<kHasSums>(x, numbers, groups);
+  number_units<kHasSums, kLeastScaleOfHalves>(x, numbers, groups);
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
-    const auto pair = [&](int j) { return pack_f16(whole_number(numbers[i][j]), whole_number(numbers[i][j + 1])); };
-    put(i, uint2{pair(0), pair(2)}, groups[i]);
+    const auto value = [&](int j) { return whole_number(numbers[i][j]) * groups[i].scale; };
+    put(i, uint2{pack_f16(value(0), value(1)), pack_f16(value(2), value(3))}, DigitGroup{1, groups[i].sum});
   }
 }
 
@@ -171,7 +178,7 @@ __device__ DigitGroup number_step(const uint4& step, std::uint32_t (&numbers)[8]
                                __vmaxu2(step.z & kMagnitudes, step.w & kMagnitudes));
   two = __vmaxu2(two, __shfl_xor_sync(~0u, two, 1));
   two = __vmaxu2(two, __shfl_xor_sync(~0u, two, 2));
-  const float scale = digit_scale(max(two & 0xffff0000u, two << 16));
+  const float scale = digit_scale<kLeastScale>(max(two & 0xffff0000u, two << 16));
   const std::uint32_t words[4] = {step.x, step.y, step.z, step.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -185,7 +192,7 @@ __device__ DigitGroup number_step(const uint4& step, std::uint32_t (&numbers)[8]
     all += __shfl_xor_sync(~0u, all, 2);
     sum = static_cast<int>(all);
   }
-  return {scale, static_cast<float>(sum)};
+  return {scale, static_cast<float>(sum) * scale};
 }
 
 /// The same, and makes digits of them.
@@ -247,14 +254,20 @@ __device__ inline float2 multiply_digits(const LaneDigits& own, const std::uint3
   return {join_digits(sums[0], sums[2]), join_digits(sums[1], sums[3])};
 }
 
-/// Adds a group's part to the sums of two outputs.
-/// @param is_there  whether there is one: else codes and scales are anything
+/// Adds a group's part to an output's sum.
+/// @param codes  what the group's codes and whole numbers give
 template <WeightType kType>
-__device__ float2 add_group(float2 sums, const GroupScales<kType>& weights, float2 codes, const DigitGroup& inputs,
-                            bool is_there = true) {
-  float2 terms = weights.apply(codes, inputs.sum);
-  terms = {is_there ? terms.x : 0, is_there ? terms.y : 0};  // a branch would keep steps from being interleaved
-  return {fmaf(terms.x, inputs.scale, sums.x), fmaf(terms.y, inputs.scale, sums.y)};
+__device__ float add_group(float sum, const OutputScales<kType>& weights, float codes, const DigitGroup& inputs) {
+  sum = fmaf(weights.scale * inputs.scale, codes, sum);  // the inputs' is a power of two
+  if constexpr (kNeedsSums<kType>) sum = fmaf(-weights.minimum, inputs.sum, sum);
+  return sum;
+}
+
+/// The same for two outputs.
+template <WeightType kType>
+__device__ float2 add_group(float2 sums, const GroupScales<kType>& weights, float2 codes, const DigitGroup& inputs) {
+  return {add_group(sums.x, OutputScales<kType>{weights.scale.x, weights.minimum.x}, codes.x, inputs),
+          add_group(sums.y, OutputScales<kType>{weights.scale.y, weights.minimum.y}, codes.y, inputs)};
 }
 
 }  // namespace gemma

@@ -124,10 +124,11 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
   GridBarrier<true> grid(reinterpret_cast<unsigned*>(model.exchange), 0);
   TileDealer dealer;
   int next_piece = 0;
+  const int whole_rows = (rows + kRowsInFragment - 1) / kRowsInFragment * kRowsInFragment;
   const FragmentOperand normalized{model.normalized, hidden,
-                                   kLayers == WeightType::kBf16 ? nullptr : model.operand_groups};
-  const FragmentOperand attended{model.attended, query_size, nullptr};
-  const FragmentOperand activated{model.activated, model.intermediate, nullptr};
+                                   kLayers == WeightType::kBf16 ? nullptr : model.operand_groups, whole_rows};
+  const FragmentOperand attended{model.attended, query_size, nullptr, whole_rows};
+  const FragmentOperand activated{model.activated, model.intermediate, nullptr, whole_rows};
 
   // Each row is normalised by one block, always the same: its first row is asked for ahead of the wait for the grid.
   const int first_row = static_cast<int>(blockIdx.x);
@@ -226,7 +227,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
         return kind == Kind::kQkv ? normalized.*member : kind == Kind::kDown ? activated.*member : attended.*member;
       };
       const FragmentOperand input{of_kind(&FragmentOperand::fragments), of_kind(&FragmentOperand::columns),
-                                  of_kind(&FragmentOperand::groups)};
+                                  of_kind(&FragmentOperand::groups), whole_rows};
       multiply_split<kRows>(shared, shape, input, rows, next_piece, split);
       if (second == 1) break;
       grid.arrive();
@@ -249,7 +250,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 
 template <int kRows, WeightType kLayers>
 __host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture) {
-  const int scratch = 2 * panel_scratch_bytes<kRows>();
+  const int scratch = panels_held(architecture, kRows) * panel_bytes<kLayers>(kRows);
   const int least = least_scratch_bytes(architecture, kRows);
   return {scratch > least ? scratch : least, 0, kRows};
 }
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   const int rows = *model.row_count;
   constexpr BlockSizes<Format> kSizes = block_sizes<kRows, kLayers>(kArchitecture);
   // A stage is let go by each group of consumers.
-  const Shared<Format> shared = set_up_block(model, memory, stages, kSizes, rows, WarpShare<kRows>::kGroups);
+  const Shared<Format> shared = set_up_block(model, memory, stages, kSizes, rows, PanelShare<kRows>::kGroups);
   AttentionShares& shares = *reinterpret_cast<AttentionShares*>(shared.rest);
   const Totals totals{reinterpret_cast<float2*>(shared.rest + sizeof(AttentionShares)), tiles_in_group};
   if (threadIdx.x % 32 == 0 && threadIdx.x < 64) {

@@ -2,12 +2,11 @@
 
 // Matrix products of 9 to 64 rows with streamed weights, on the tensor cores: each weight is read once for all rows.
 //
-// So many rows' activations fit neither into shared memory beside the stream, nor could they be read from there for
-// every tile in the time that the tile's weights take to arrive. So a block works on panels: one piece of 512 columns
-// of many tiles, one tile after the other. The eight warps hold the rows' activations of these columns in registers,
-// each two of the eight step classes of half the rows (or one of all, if they are no more than 16); each multiplies
-// every tile of the panel by what it holds. What the classes give is added up through shared memory, by the four warps
-// that have the same rows (or by all eight).
+// So many rows' activations do not fit into shared memory beside the stream. So a block works on panels: one piece of
+// 512 columns of many tiles. The rows' activations of these columns lie in shared memory, and each warp multiplies
+// whole tiles of the panel by them, for itself: it waits for its own tiles' weights, and no two warps have anything to
+// add up. With more than 16 rows the warps make two groups, each for half of the rows, and a warp takes two tiles at
+// once, which share what it reads of the rows.
 //
 // Of packed weights, codes and inputs are multiplied as float16, which holds both exactly: unlike digits, products need
 // not be put together, and a code that is unpacked serves all rows of a warp.
@@ -17,6 +16,7 @@
 
 #include "decode_block.cuh"
 #include "decode_digits.cuh"
+#include "decode_packed_piece.cuh"
 #include "decode_piece.cuh"
 #include "decode_product.cuh"
 #include "packed_weights.cuh"
@@ -25,11 +25,6 @@ namespace gemma {
 
 /// The first of the names of barriers of groups of consumers; stream.cuh has the names before it.
 inline constexpr int kFirstGroupBarrier = 3;
-
-/// Tiles that are multiplied between two barriers.
-inline constexpr int kTilesAtOnce = 2;
-// They and the next ones are in the stream's memory together.
-static_assert(2 * kTilesAtOnce <= StreamFormat<WeightType::kBf16>::kMinStages);
 
 /// Tiles of one piece of columns that a block works on one after the other: first_tile, first_tile + tile_step, ...
 struct Panel {
@@ -88,6 +83,8 @@ class WholePanels {
       : first_tile_(dealer.deal(matrix.tiles())), columns_(matrix.columns) {
     const int grid = static_cast<int>(gridDim.x);
     tiles_ = first_tile_ < matrix.tiles() ? (matrix.tiles() - first_tile_ + grid - 1) / grid : 0;
+    // Of several groups, so many tiles that no warp has less to do than the others.
+    if (tiles_ > tiles_in_group && tiles_in_group > kConsumerWarps) tiles_in_group -= tiles_in_group % kConsumerWarps;
     groups_ = (tiles_ + tiles_in_group - 1) / tiles_in_group;
   }
 
@@ -142,7 +139,8 @@ struct FragmentOperand {
 
   __nv_bfloat16* fragments;  // [row tiles, columns / 16, kFragment]
   int columns;
-  DigitGroup* groups;  // of what is in float16: [rows, columns / 32]; else null
+  DigitGroup* groups;  // of what is in float16: [columns / 32, rows in whole tiles]; else null
+  int rows;            // in whole tiles
 
   /// Where an element is; columns 2i and 2i + 1 are neighbours.
   __device__ __nv_bfloat16* at(int row, int column) const {
@@ -154,323 +152,311 @@ struct FragmentOperand {
   __device__ void put(int row, int unit, const uint2& pairs, const DigitGroup& group) const {
     *reinterpret_cast<std::uint32_t*>(at(row, 4 * unit)) = pairs.x;
     *reinterpret_cast<std::uint32_t*>(at(row, 4 * unit + 2)) = pairs.y;
-    if (DigitPlace::is_first(unit)) *group_at(row, 4 * unit) = group;
+    if (DigitPlace::is_first(unit)) groups_of(4 * unit)[row] = group;
   }
-  __device__ DigitGroup* group_at(int row, int column) const {
-    return groups + row * (columns / kDigitColumns) + column / kDigitColumns;
-  }
+  /// Of all rows, for the 32 columns that one lies in.
+  __device__ DigitGroup* groups_of(int column) const { return groups + column / kDigitColumns * rows; }
   __device__ __nv_bfloat16* fragment(int row_tile, int index) const {
     return fragments + (static_cast<std::size_t>(row_tile) * (columns / 16) + index) * kFragment;
   }
 };
 
-/// Which rows and columns of a panel's activations a warp holds while the panel's weights stream past it: of half the
-/// rows, in tiles of 16, the columns of two step classes; or of 16 rows those of one.
+/// How the consumers share out a panel: in groups of warps, each with its own rows.
 template <int kRows>
-struct WarpShare {
-  static constexpr int kHeldClasses = kRows > kRowsInFragment ? 2 : 1;
-  static constexpr int kParts = kClasses / kHeldClasses;   // sums of a tile, which are added up
-  static constexpr int kGroups = kConsumerWarps / kParts;  // of warps, each with its own rows
-  static constexpr int kRowTiles = kRows / kRowsInFragment / kGroups;
-  static_assert(kRowTiles * kGroups * kRowsInFragment == kRows && kParts * kHeldClasses == kConsumerWarps);
+struct PanelShare {
+  static constexpr int kGroups = kRows > kRowsInFragment ? 2 : 1;
+  static constexpr int kWarps = kConsumerWarps / kGroups;  // of a group, as are the next three
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kGroupRows = kRows / kGroups;
+  static constexpr int kRowTiles = kGroupRows / kRowsInFragment;
+  static constexpr int kTiles = kGroups;  // that a warp multiplies at once
+  static_assert(kRowTiles * kRowsInFragment * kGroups == kRows);
 
-  int lane, warp;
+  int group, thread, warp, lane;  // thread and warp of the group
 
-  __device__ explicit WarpShare(int thread) : lane(thread % 32), warp(thread / 32) {}
+  /// @param thread_of_block  thread_index()
+  __device__ explicit PanelShare(int thread_of_block)
+      : group(thread_of_block / kThreads),
+        thread(thread_of_block % kThreads),
+        warp(thread_of_block % kThreads / 32),
+        lane(thread_of_block % 32) {}
 
-  /// The first row of one of its row tiles.
-  __device__ int first_row(int tile) const { return kRows / kGroups * (warp / kParts) + kRowsInFragment * tile; }
-  /// The i-th of its steps: the first one of each class, then the second of each.
-  __device__ int step(int i) const {
-    return kHeldClasses * (warp % kParts) + i % kHeldClasses + kClasses * (i / kHeldClasses);
-  }
-  /// Leaves this warp's part of a tile's sums.
-  /// @param parts  [kParts, kRows * kPieceRows / 2]
-  /// @param sums   of rows g and g + 8 of each row tile, two outputs each
-  __device__ void store(const float (&sums)[kRowTiles][4], float2* parts) const {
-    float2* const to = parts + warp % kParts * (kRows * kPieceRows / 2) + lane;
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-      to[4 * first_row(tile)] = make_float2(sums[tile][0], sums[tile][1]);
-      to[4 * (first_row(tile) + 8)] = make_float2(sums[tile][2], sums[tile][3]);
-    }
-  }
+  __device__ int first_row() const { return group * kGroupRows; }
 };
 
-/// What one warp holds of the activations in bf16.
+/// How many panels' activations shared memory has room for: with two, one is copied while the other is in use.
+__host__ __device__ constexpr int panels_held(int architecture, int rows) {
+  return rows > 32 || is_short_of_memory(architecture) ? 1 : 2;
+}
+
+/// Bytes of a panel's activations, of all rows.
+template <WeightType kLayers>
+__host__ __device__ constexpr int panel_bytes(int rows) {
+  const int groups = kLayers == WeightType::kBf16 ? 0 : kPieceSteps * rows * static_cast<int>(sizeof(DigitGroup));
+  return rows * kPieceColumns * 2 + groups;
+}
+
+/// A group's rows of a panel's activations, in shared memory: in bf16, or in whole numbers as float16.
 template <int kRows>
-class HeldOperand : public WarpShare<kRows> {
- public:
-  using Share = WarpShare<kRows>;
-  using Share::first_row;
-  using Share::kHeldClasses;
-  using Share::kRowTiles;
-  using Share::lane;
-  using Share::step;
-  static constexpr int kHeldSteps = 2 * kHeldClasses;
+struct PanelInput {
+  using Share = PanelShare<kRows>;
+  static constexpr int kFragments = kPieceColumns / 16;
 
-  using Share::Share;
+  uint4* fragments;    // [kRowTiles, kFragments, 32 lanes]
+  DigitGroup* groups;  // of whole numbers: [kPieceSteps, kGroupRows]; else not there
 
-  /// Asks for the panel's columns of the operand.
-  __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
-    steps_ = min(kPieceColumns, operand.columns - column) / 32;
-    is_ragged_ = steps_ < kPieceColumns / 32 && (kArchitecture < 900 || operand.columns % 64 != 0);
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-      // What is read instead of rows and steps that do not exist is not used, or multiplied by zeros.
-      const int row_tile = first_row(tile) < rows ? first_row(tile) / kRowsInFragment : 0;
-#pragma unroll
-      for (int i = 0; i < kHeldSteps; ++i) {
-        const auto* fragments = reinterpret_cast<const uint4*>(
-            operand.fragment(row_tile, (column + (step(i) < steps_ ? 32 * step(i) : 0)) / 16));
-        even_[tile][i] = __ldcg(fragments + lane);
-        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane);
-      }
-    }
+  /// @param memory  panel_bytes() of all rows
+  __device__ PanelInput(char* memory, const Share& share)
+      : fragments(reinterpret_cast<uint4*>(memory) + share.group * (Share::kRowTiles * kFragments * 32)),
+        groups(reinterpret_cast<DigitGroup*>(memory + kRows * kPieceColumns * 2) +
+               share.group * (kPieceSteps * Share::kGroupRows)) {}
+
+  /// What lane l has of the first 16 columns of a step; 32 behind it, of the others.
+  __device__ uint4* step(int row_tile, int step, int lane) const {
+    return fragments + (row_tile * kFragments + 2 * step) * 32 + lane;
   }
 
-  /// Makes ready what was fetched.
-  __device__ void prepare() {}
-
-  /// What this warp multiplies of a tile's piece of weights.
-  struct Weights {
-    std::uint32_t steps[kHeldSteps][4];
-  };
-  /// @param piece  in its stage
-  __device__ void load(Weights& weights, const void* piece) const {
-    const auto* const elements = static_cast<const __nv_bfloat16*>(piece);
-#pragma unroll
-    for (int i = 0; i < kHeldClasses; ++i) {
-      const __nv_bfloat16* const first = elements + swizzled(lane % 8, 32 * step(i) + 8 * (lane / 8));
-      load_matrices(weights.steps[i], first);
-      load_matrices(weights.steps[i + kHeldClasses], first + swizzled(0, 32 * kClasses));
-    }
-  }
-  /// Zeros instead of weights that the matrix does not have.
-  __device__ void finish_loading(Weights (&weights)[kTilesAtOnce]) const {
-    // The copy engine has filled up the stage with zeros, but for half a run of columns.
-    if (!is_ragged_) return;
-#pragma unroll
-    for (Weights& of_tile : weights) {
-#pragma unroll
-      for (int i = 0; i < kHeldSteps; ++i) {
-#pragma unroll
-        for (std::uint32_t& two : of_tile.steps[i]) two = step(i) < steps_ ? two : 0;
-      }
-    }
+  /// By all threads of the group: begins to copy the group's rows; of steps that the matrix does not have, zeros. Each
+  /// thread then waits for its own copies (copy_async_wait()), and all threads for each other.
+  /// @param rows  that there are
+  __device__ void copy(const FragmentOperand& operand, int rows, int column, const Share& share) const {
+    const int steps = min(kPieceColumns, operand.columns - column) / 32;
+    each_own(rows, share, [&](int row_tile, int step_index) {
+      const int first = share.first_row() / kRowsInFragment + row_tile;
+      const bool has_step = step_index < steps;
+      const auto* from =
+          reinterpret_cast<const uint4*>(operand.fragment(first, (column + (has_step ? 32 * step_index : 0)) / 16)) +
+          share.lane;
+      uint4* const to = step(row_tile, step_index, share.lane);
+      copy_async_16_or_zero(to, from, has_step);
+      copy_async_16_or_zero(to + 32, from + 32, has_step);
+    });
+    if (operand.groups != nullptr) copy_groups(operand, column, steps, share);
+    copy_async_commit();
   }
 
-  /// What the tensor cores give, of each class two chains.
-  struct Sums {
-    float even[kHeldClasses][kRowTiles][4] = {}, odd[kHeldClasses][kRowTiles][4] = {};
-  };
-  /// @param sums  zeros before
-  __device__ void multiply(const Weights& weights, Sums& sums) const {
-#pragma unroll
-    for (int i = 0; i < kHeldSteps; ++i) {
-      const std::uint32_t(&b)[4] = weights.steps[i];
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        const uint4& a = even_[tile][i];
-        multiply_accumulate(sums.even[i % kHeldClasses][tile], a.x, a.y, a.z, a.w, b[0], b[1]);
-        const uint4& c = odd_[tile][i];
-        multiply_accumulate(sums.odd[i % kHeldClasses][tile], c.x, c.y, c.z, c.w, b[2], b[3]);
-      }
-    }
-  }
-
-  /// Leaves this warp's part of a tile's sums.
-  __device__ void store(const Sums& sums, float2* parts) const {
-    float of_tiles[kRowTiles][4];
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        of_tiles[tile][j] = sums.even[0][tile][j] + sums.odd[0][tile][j];
-        if constexpr (kHeldClasses == 2) of_tiles[tile][j] += sums.even[1][tile][j] + sums.odd[1][tile][j];
-      }
-    }
-    Share::store(of_tiles, parts);
+  /// By all threads of the group, each behind the wait for its own copies: makes whole numbers of what is in bf16.
+  template <bool kHasSums>
+  __device__ void convert(int rows, const Share& share) const {
+    each_own(rows, share, [&](int row_tile, int step_index) {
+      uint4* const at = step(row_tile, step_index, share.lane);
+      const uint4 first = at[0], others = at[32];
+      uint4 upper = {first.x, first.z, others.x, others.z}, lower = {first.y, first.w, others.y, others.w};
+      const DigitGroup of_upper = make_halves<kHasSums>(upper), of_lower = make_halves<kHasSums>(lower);
+      at[0] = {upper.x, lower.x, upper.y, lower.y};
+      at[32] = {upper.z, lower.z, upper.w, lower.w};
+      if (share.lane % 4 != 0) return;
+      DigitGroup* const to = groups + step_index * Share::kGroupRows + row_tile * kRowsInFragment + share.lane / 4;
+      to[0] = of_upper;
+      to[8] = of_lower;
+    });
   }
 
  private:
-  int steps_;
-  bool is_ragged_;  // whether a stage may have something else than zeros behind the matrix's columns
-  uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
+  __device__ void copy_groups(const FragmentOperand& operand, int column, int steps, const Share& share) const {
+    constexpr int kChunk = 16 / sizeof(DigitGroup);
+    constexpr int kChunks = Share::kGroupRows / kChunk;  // of a step
+#pragma unroll
+    for (int first = 0; first < kPieceSteps * kChunks; first += Share::kThreads) {
+      const int i = first + share.thread;
+      const int row = i % kChunks * kChunk;
+      if (i >= kPieceSteps * kChunks || share.first_row() + row >= operand.rows) continue;
+      const bool has_step = i / kChunks < steps;
+      copy_async_16_or_zero(groups + i / kChunks * Share::kGroupRows + row,
+                            operand.groups_of(column + (has_step ? i / kChunks * 32 : 0)) + share.first_row() + row,
+                            has_step);
+    }
+  }
+
+  /// Calls visit(row tile, step) for the warp's share of all of them.
+  template <class Visit>
+  __device__ static void each_own(int rows, const Share& share, const Visit& visit) {
+    static_assert(kPieceSteps % Share::kWarps == 0);
+#pragma unroll
+    for (int row_tile = 0; row_tile < Share::kRowTiles; ++row_tile) {
+      if (share.first_row() + row_tile * kRowsInFragment >= rows) return;
+#pragma unroll
+      for (int first = 0; first < kPieceSteps; first += Share::kWarps) visit(row_tile, first + share.warp);
+    }
+  }
 };
 
-/// The codes that a lane has of one step, as those of the first step that unpack_halves() takes.
-template <WeightType kType>
-__device__ inline uint4 load_codes_of_step(const std::byte* unit, int lane, int step) {
-  const std::byte* from = unit + code_byte<kType>(lane / 4, kGroupColumns * step + 2 * (lane % 4));
-  if constexpr (kType == WeightType::kQ8) {
-    const uint2 codes = *reinterpret_cast<const uint2*>(from);
-    return {codes.x, codes.y, 0, 0};
-  } else {
-    return {*reinterpret_cast<const std::uint32_t*>(from), 0, 0, 0};
+/// Sums of some tiles: of rows g and g + 8 of each row tile, two outputs each.
+template <int kTiles, int kRowTiles>
+using TileSums = float[kTiles][kRowTiles][4];
+
+template <int kTiles, int kRowTiles>
+__device__ void add_sums(TileSums<kTiles, kRowTiles>& sums, const TileSums<kTiles, kRowTiles>& others) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[tile][r][j] += others[tile][r][j];
+    }
   }
 }
 
-/// What one warp holds of the activations for packed weights, in whole numbers as float16.
-/// @tparam kConverts  whether what is fetched may be in bf16
-template <WeightType kType, int kUnits, int kRows, bool kConverts>
-class HeldNumbers : public WarpShare<kRows> {
- public:
-  using Share = WarpShare<kRows>;
-  using Share::first_row;
-  using Share::kHeldClasses;
-  using Share::kRowTiles;
-  using Share::lane;
-  using Share::step;
-  static constexpr int kHeldSteps = kUnits * kHeldClasses;
-
-  using Share::Share;
-
-  /// Asks for the panel's columns of the operand.
-  __device__ void fetch(const FragmentOperand& operand, int rows, int column) {
-    const int steps = min(kUnits * kUnitColumns, operand.columns - column) / kGroupColumns;
-    has_second_unit_ = steps > kUnitSteps;
-    are_numbers_ = !kConverts || operand.groups != nullptr;
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-      // What is read instead of rows that do not exist is not used.
-      const int row_tile = first_row(tile) < rows ? first_row(tile) / kRowsInFragment : 0;
-#pragma unroll
-      for (int i = 0; i < kHeldSteps; ++i) {
-        even_[tile][i] = odd_[tile][i] = make_uint4(0, 0, 0, 0);
-        groups_[tile][i][0] = groups_[tile][i][1] = {0, 0};
-        if (step(i) >= steps) continue;
-        const int first = column + kGroupColumns * step(i);
-        const auto* fragments = reinterpret_cast<const uint4*>(operand.fragment(row_tile, first / 16));
-        even_[tile][i] = __ldcg(fragments + lane);
-        odd_[tile][i] = __ldcg(fragments + FragmentOperand::kFragment / 8 + lane);
-        if (are_numbers_) {
-          const int row = row_tile * kRowsInFragment + lane / 4;
-          const auto group = [&](int of_row) {
-            const float2 both = __ldcg(reinterpret_cast<const float2*>(operand.group_at(of_row, first)));
-            return DigitGroup{both.x, both.y};
-          };
-          groups_[tile][i][0] = group(row);
-          groups_[tile][i][1] = group(row + 8);
-        }
-      }
-    }
-  }
-
-  /// Makes whole numbers of what was fetched, if it is in bf16.
-  __device__ void prepare() {
-    if constexpr (kConverts) {
-      if (!are_numbers_) convert();
-    }
-  }
-
-  /// What this warp multiplies of a tile's piece of weights.
-  struct Weights {
-    uint4 codes[kHeldSteps];
-    GroupScales<kType> scales[kHeldSteps];
-  };
-  /// @param piece  in its stage
-  __device__ void load(Weights& weights, const void* piece) const {
-#pragma unroll
-    for (int i = 0; i < kHeldSteps; ++i) {
-      const std::byte* const unit = static_cast<const std::byte*>(piece) + i / kHeldClasses * unit_bytes(kType);
-      weights.codes[i] = load_codes_of_step<kType>(unit, lane, step(i) % kUnitSteps);
-      weights.scales[i] = load_scales<kType, kHalfExponent<kType>>(unit, step(i) % kUnitSteps);
-      // What a stage has behind the last unit is no weights.
-      if (i >= kHeldClasses && !has_second_unit_) weights.scales[i] = {};
-    }
-  }
-  __device__ void finish_loading(Weights (&)[kTilesAtOnce]) const {}
-
-  /// Of rows g and g + 8, two outputs each.
-  struct Sums {
-    float of_class[kHeldClasses][kRowTiles][4] = {};
-  };
-  /// @param sums  zeros before
-  __device__ void multiply(const Weights& weights, Sums& sums) const {
-#pragma unroll
-    for (int i = 0; i < kHeldSteps; ++i) {
-      std::uint32_t b[4];
-      unpack_halves<kType>(b, weights.codes[i], 0);
-#pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile) {
-        float of_group[4] = {};
-        const uint4 &even = even_[tile][i], &odd = odd_[tile][i];
-        multiply_accumulate_f16(of_group, even.x, even.y, even.z, even.w, b[0], b[1]);
-        multiply_accumulate_f16(of_group, odd.x, odd.y, odd.z, odd.w, b[2], b[3]);
-        float(&sum)[4] = sums.of_class[i % kHeldClasses][tile];
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float2 added = add_group<kType>({sum[2 * j], sum[2 * j + 1]}, weights.scales[i],
-                                                {of_group[2 * j], of_group[2 * j + 1]}, groups_[tile][i][j]);
-          sum[2 * j] = added.x;
-          sum[2 * j + 1] = added.y;
-        }
-      }
-    }
-  }
-
-  /// Leaves this warp's part of a tile's sums.
-  __device__ void store(const Sums& sums, float2* parts) const {
-    float of_tiles[kRowTiles][4];
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        of_tiles[tile][j] = sums.of_class[0][tile][j];
-        if constexpr (kHeldClasses == 2) of_tiles[tile][j] += sums.of_class[1][tile][j];
-      }
-    }
-    Share::store(of_tiles, parts);
-  }
-
- private:
-  __device__ void convert() {
-#pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile) {
-#pragma unroll
-      for (int i = 0; i < kHeldSteps; ++i) {
-        uint4 &even = even_[tile][i], &odd = odd_[tile][i];
-        uint4 rows[2] = {{even.x, even.z, odd.x, odd.z}, {even.y, even.w, odd.y, odd.w}};
-#pragma unroll
-        for (int j = 0; j < 2; ++j) groups_[tile][i][j] = make_halves<kNeedsSums<kType>>(rows[j]);
-        even = {rows[0].x, rows[1].x, rows[0].y, rows[1].y};
-        odd = {rows[0].z, rows[1].z, rows[0].w, rows[1].w};
-      }
-    }
-  }
-
-  bool has_second_unit_;
-  bool are_numbers_;                                                // what was fetched
-  uint4 even_[kRowTiles][kHeldSteps], odd_[kRowTiles][kHeldSteps];  // the first 16 columns of a step, and the others
-  DigitGroup groups_[kRowTiles][kHeldSteps][2];                     // of rows g and g + 8
-};
-
-/// What a warp holds of a panel of weights of type kType.
-/// @tparam kConverts  of HeldNumbers
-template <WeightType kType, int kColumns, int kRows, bool kConverts>
-struct HeldFor {
-  using Type = HeldNumbers<kType, kColumns / kUnitColumns, kRows, kConverts>;
-};
-template <int kColumns, int kRows, bool kConverts>
-struct HeldFor<WeightType::kBf16, kColumns, kRows, kConverts> {
-  using Type = HeldOperand<kRows>;
-};
-
-/// Bytes of a half of the scratch memory that multiply_panels needs.
-template <int kRows>
-__host__ __device__ constexpr int panel_scratch_bytes() {
-  constexpr int kParts = WarpShare<kRows>::kParts;
-  return kTilesAtOnce * kParts * kRows * kPieceRows * 4;
+/// One warp: puts zeros where a piece of weights in bf16 has columns behind the matrix's, if the copy has not: the copy
+/// engine fills up all but half a run of 64.
+/// @param columns  that the matrix has of the piece
+__device__ inline void fill_up_piece(__nv_bfloat16* piece, int columns) {
+  if (columns == kPieceColumns || (kArchitecture >= 900 && columns % 64 == 0)) return;
+  const int lane = lane_index();
+  for (int column = columns + lane / 8 * 8; column < kPieceColumns; column += 32)
+    *reinterpret_cast<uint4*>(piece + swizzled(lane % 8, column)) = make_uint4(0, 0, 0, 0);
+  fence_for_async_copies();
+  __syncwarp();
 }
 
-/// Adds up sums, neighbours first.
-template <int kCount>
-__device__ float add_up(const float2* sums, float float2::*element) {
-  if constexpr (kCount == 1) {
-    return sums->*element;
+/// What a lane asks for of some tiles' pieces in bf16: of steps 0 and 1; from each step to the next but one are 64
+/// columns.
+template <int kTiles>
+struct TileWeights {
+  const __nv_bfloat16* rows[kTiles][2];
+};
+
+/// The product of some tiles' pieces in bf16 and a group's rows: the classes from kFirst on, added up as sum_classes()
+/// does it.
+template <int kFirst, int kCount, int kRows>
+__device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeights<PanelShare<kRows>::kTiles>& weights,
+                                 int lane, TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
+  constexpr int kTiles = PanelShare<kRows>::kTiles, kRowTiles = PanelShare<kRows>::kRowTiles;
+  if constexpr (kCount > 1) {
+    multiply_classes<kFirst, kCount / 2>(input, weights, lane, sums);
+    TileSums<kTiles, kRowTiles> others;
+    multiply_classes<kFirst + kCount / 2, kCount / 2>(input, weights, lane, others);
+    add_sums<kTiles, kRowTiles>(sums, others);
   } else {
-    return add_up<kCount / 2>(sums, element) + add_up<kCount / 2>(sums + kCount / 2, element);
+    TileSums<kTiles, kRowTiles> even = {}, odd = {};
+#pragma unroll
+    for (int step = kFirst; step < kPieceSteps; step += kClasses) {
+      std::uint32_t b[kTiles][4];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        load_matrices(b[tile], weights.rows[tile][step % 2] + step / 2 * swizzled(0, 64));
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        const uint4* const at = input.step(r, step, lane);
+        const uint4 a = at[0], c = at[32];
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          multiply_accumulate(even[tile][r], a.x, a.y, a.z, a.w, b[tile][0], b[tile][1]);
+          multiply_accumulate(odd[tile][r], c.x, c.y, c.z, c.w, b[tile][2], b[tile][3]);
+        }
+      }
+    }
+    add_sums<kTiles, kRowTiles>(even, odd);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[tile][r][j] = even[tile][r][j];
+      }
+    }
+  }
+}
+
+/// The product of some tiles' packed pieces and a group's rows.
+/// @param pieces   in their stages
+/// @param columns  that the matrix has of them
+/// @tparam kHasScales  whether the inputs' groups may have other scales than 1
+template <WeightType kType, int kUnits, bool kHasScales, int kRows>
+__device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
+                                      const std::byte* const (&pieces)[PanelShare<kRows>::kTiles], int columns,
+                                      int lane,
+                                      TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
+  using Share = PanelShare<kRows>;
+  constexpr int kTiles = Share::kTiles, kRowTiles = Share::kRowTiles;
+  constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
+  constexpr int kInHalf = PairedSteps<kUnits>::kInHalf;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[tile][r][j] = 0;
+    }
+  }
+  const int halves = kUnits == 2 && columns <= kUnitColumns ? 1 : 2;  // what a stage has behind a unit is no weights
+#pragma unroll 1
+  for (int half = 0; half < halves; ++half) {
+    TileSums<kTiles, kRowTiles> of_class[2] = {};
+    const int unit_byte = kUnits == 2 ? half * unit_bytes(kType) : 0;
+    const int first = kUnits == 2 ? 0 : half * kInHalf;  // step of the unit
+    const uint4* const fragments = input.step(0, half * kInHalf, lane);
+    const DigitGroup* const groups = input.groups + half * (kInHalf * Share::kGroupRows) + lane / 4;
+#pragma unroll
+    for (int load = 0; load < kInHalf / kStepsInLoad; ++load) {
+      uint4 codes[kTiles];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        codes[tile] = load_codes<kType>(pieces[tile] + unit_byte, first / kStepsInLoad + load);
+#pragma unroll
+      for (int i = 0; i < kStepsInLoad; ++i) {
+        const int step = load * kStepsInLoad + i;  // of the half
+        std::uint32_t b[kTiles][4];
+        GroupScales<kType> scales[kTiles];
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          unpack_halves<kType>(b[tile], codes[tile], i);
+          scales[tile] = load_scales<kType, kHalfExponent<kType>>(pieces[tile] + unit_byte, first + step);
+        }
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          const uint4* const at = fragments + (r * PanelInput<kRows>::kFragments + 2 * step) * 32;
+          const uint4 a = at[0], c = at[32];
+          DigitGroup inputs[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const auto* const group =
+                reinterpret_cast<const float2*>(groups + step * Share::kGroupRows + r * kRowsInFragment + 8 * j);
+            inputs[j] = {kHasScales ? group->x : 1, kNeedsSums<kType> ? group->y : 0};
+          }
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            float of_group[4] = {};
+            multiply_accumulate_f16(of_group, a.x, a.y, a.z, a.w, b[tile][0], b[tile][1]);
+            multiply_accumulate_f16(of_group, c.x, c.y, c.z, c.w, b[tile][2], b[tile][3]);
+            float(&sum)[4] = of_class[step % 2][tile][r];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const float2 added = add_group({sum[2 * j], sum[2 * j + 1]}, scales[tile],
+                                             {of_group[2 * j], of_group[2 * j + 1]}, inputs[j]);
+              sum[2 * j] = added.x;
+              sum[2 * j + 1] = added.y;
+            }
+          }
+        }
+      }
+    }
+    add_sums<kTiles, kRowTiles>(of_class[0], of_class[1]);
+    add_sums<kTiles, kRowTiles>(sums, of_class[0]);
+  }
+}
+
+/// The product of some tiles' pieces and a group's rows, by one warp.
+template <WeightType kType, int kUnits, bool kHasScales, int kRows>
+__device__ void multiply_tiles(const PanelInput<kRows>& input, void* const (&pieces)[PanelShare<kRows>::kTiles],
+                               int columns, int lane,
+                               TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
+  constexpr int kTiles = PanelShare<kRows>::kTiles;
+  if constexpr (kType == WeightType::kBf16) {
+    TileWeights<kTiles> weights;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      auto* const piece = static_cast<__nv_bfloat16*>(pieces[tile]);
+      fill_up_piece(piece, columns);
+      weights.rows[tile][0] = piece + swizzled(lane % 8, 8 * (lane / 8));
+      weights.rows[tile][1] = piece + swizzled(lane % 8, 32 + 8 * (lane / 8));
+    }
+    multiply_classes<0, kClasses>(input, weights, lane, sums);
+  } else {
+    const std::byte* bytes[kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) bytes[tile] = static_cast<const std::byte*>(pieces[tile]);
+    multiply_packed_tiles<kType, kUnits, kHasScales>(input, bytes, columns, lane, sums);
   }
 }
 
@@ -481,116 +467,97 @@ struct PanelTile {
   int in_panel;  // which one of the panel
 };
 
-/// All consumers: multiplies panels. Calls sink.add(tile, index, sum) with the sum over the panel's columns of row
-/// index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: for a tile's place in a panel always in
-/// the same thread, by whole warps, and for rows that do not exist, too. If sink.ends(the panel's column), calls
-/// sink.finish(tile, index, what add() has returned) as well. Between two calls all consumers must meet: each call
-/// begins with the first half of the scratch memory.
+/// All consumers: multiplies panels of weights of type kType. Calls sink.add(tile, index, sum) with the sum over the
+/// panel's columns of row index / 4 and outputs 2 * (index % 4) and 2 * (index % 4) + 1 of the tile: for a tile's place
+/// in a panel always in the same thread, by whole warps, and for rows that do not exist, too. If sink.ends(the panel's
+/// column), calls sink.finish(tile, index) as well. Between two calls all consumers must meet: a panel's activations
+/// lie in the scratch memory.
 ///
-/// In rounds of kTilesAtOnce tiles. Each warp leaves its part of their sums in shared memory; behind a barrier of its
-/// group, the group's parts are added up. Where there are two groups, one multiplies while the other waits. There are
-/// no branches where tiles are multiplied: one that is missing is another one once more, which nobody adds up. And
-/// nothing in the loop may be kept in local memory: beside so much shared memory the L1 cache has no room for it, and a
-/// load takes 250 cycles. Hence threads are asked for anew (thread_index()), and no panel's activations are fetched
-/// while another's are in use.
-/// @tparam Held  HeldFor::Type
-/// @tparam Sink  SplitSink, or alike
-template <class Held, int kRows, class Format, class Panels, class Sink>
+/// There are no branches where tiles are multiplied: one that is missing is another one once more, which nobody adds
+/// up. And nothing in the loop may be kept in local memory: beside so much shared memory the L1 cache has no room for
+/// it, and a load takes 250 cycles. Hence threads are asked for anew (thread_index()).
+/// @tparam kHasScales  of multiply_packed_tiles(); then what the operand has may be in bf16, too
+/// @tparam Sink        SplitSink, or alike
+template <WeightType kType, int kRows, bool kHasScales, class Format, class Panels, class Sink>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
                                 int& next_piece, const Sink& sink) {
-  constexpr int kPairs = kRows * kPieceRows / 2;
-  constexpr int kPartsOfTile = Held::kParts * kPairs;
-  constexpr int kGroupPairs = kPairs / Held::kGroups;
-  constexpr int kGroupThreads = kConsumers / Held::kGroups;
-  constexpr int kTurns = (kTilesAtOnce * kGroupPairs + kGroupThreads - 1) / kGroupThreads;
-  constexpr bool kAllAdd = kTilesAtOnce * kGroupPairs >= kGroupThreads;  // or only some of the threads
-  const int thread_of_block = thread_index();
-  const int group = thread_of_block / kGroupThreads;
-  const int thread = thread_of_block % kGroupThreads;
-  const int warp = thread / 32;
-  const int first_pair = group * kGroupPairs;
-  const auto group_barrier = [] { named_barrier<kGroupThreads>(kFirstGroupBarrier + thread_index() / kGroupThreads); };
+  using Share = PanelShare<kRows>;
+  constexpr int kTiles = Share::kTiles, kRowTiles = Share::kRowTiles;
+  constexpr int kColumns = columns_in_piece<Format, kType>();
+  constexpr bool kIsPacked = kType != WeightType::kBf16;
+  constexpr int kHeld = panels_held(kArchitecture, kRows);
+  const Share share(thread_index());
+  const auto group_barrier = [] {
+    named_barrier<Share::kThreads>(kFirstGroupBarrier + thread_index() / Share::kThreads);
+  };
   const Stream<Format>& stream = shared.stream;
+  int held = 0;  // which of the panels in shared memory
+  const auto input_at = [&](int index) {
+    return PanelInput<kRows>(reinterpret_cast<char*>(shared.scratch) + index * panel_bytes<Format::kLayers>(kRows),
+                             share);
+  };
   Panel next;
   bool has_next = panels.next(next);
-  if (!has_next) return;
-  Held held(thread_of_block);
-  held.fetch(operand, rows, next.column);
-  RingPlace place = stream.place(next_piece);
-
-  int turn = 0;  // which half of the scratch memory is written next
-  Panel panel{};
-  for (int first = 0;; first += kTilesAtOnce) {
-    if (first >= panel.tiles) {
-      if (!has_next) break;
-      panel = next;
-      first = 0;
-      has_next = panels.next(next);
-      held.prepare();
-      next_piece += panel.tiles;
+  if (has_next) input_at(held).copy(operand, rows, next.column, share);
+  while (has_next) {
+    const Panel panel = next;
+    const PanelInput<kRows> input = input_at(held);
+    has_next = panels.next(next);
+    copy_async_wait<0>();
+    if constexpr (kIsPacked && kHasScales) {
+      if (operand.groups == nullptr) input.template convert<kNeedsSums<kType>>(rows, share);
     }
-    const bool has_second = first + 1 < panel.tiles;
-    const RingPlace of_first = place;
-    place.advance(stream.stages);
-    const RingPlace of_second = has_second ? place : of_first;
-    if (has_second) place.advance(stream.stages);
-    const bool is_first_full = barrier_test(&stream.full[of_first.stage], of_first.parity);
-    const bool is_second_full = barrier_test(&stream.full[of_second.stage], of_second.parity);
-    if (!is_first_full || !is_second_full) {
-      barrier_wait(&stream.full[of_first.stage], of_first.parity);
-      barrier_wait(&stream.full[of_second.stage], of_second.parity);
-    }
-    typename Held::Weights weights[kTilesAtOnce];
-    held.load(weights[0], stream.memory(of_first.stage));
-    held.load(weights[1], stream.memory(of_second.stage));
-    held.finish_loading(weights);
-    // What is added up behind the barrier is only overwritten behind the next one.
-    float2* const scratch = reinterpret_cast<float2*>(shared.scratch) + turn * (kTilesAtOnce * kPartsOfTile);
-    turn ^= 1;
-#pragma unroll
-    for (int j = 0; j < kTilesAtOnce; ++j) {
-      typename Held::Sums sums;
-      held.multiply(weights[j], sums);
-      held.store(sums, scratch + j * kPartsOfTile);
-    }
-    // The next panel's activations are on their way while the last sums are added up.
-    if (first + kTilesAtOnce >= panel.tiles && has_next) held.fetch(operand, rows, next.column);
     group_barrier();
-    if (thread % 32 == 0 && warp < (has_second ? 2 : 1))
-      barrier_arrive(&stream.empty[warp == 0 ? of_first.stage : of_second.stage]);
-
-    if (kAllAdd || thread < kTilesAtOnce * kGroupPairs) {
-      float2 values[kTurns];
+    if constexpr (kHeld == 2) {
+      // The one before it is not in use any more.
+      held ^= 1;
+      if (has_next) input_at(held).copy(operand, rows, next.column, share);
+    }
+    const int columns = min(kColumns, operand.columns - panel.column);
+    for (int first = kTiles * share.warp; first < panel.tiles; first += kTiles * Share::kWarps) {
+      RingPlace places[kTiles];
+      void* pieces[kTiles];
 #pragma unroll
-      for (int k = 0; k < kTurns; ++k) {
-        const int i = thread + k * kGroupThreads;
-        const float2* const part = scratch + i / kGroupPairs * kPartsOfTile + first_pair + i % kGroupPairs;
-        float2 parts[Held::kParts];
-#pragma unroll
-        for (int c = 0; c < Held::kParts; ++c) parts[c] = part[c * kPairs];
-        values[k] = {add_up<Held::kParts>(parts, &float2::x), add_up<Held::kParts>(parts, &float2::y)};
+      for (int i = 0; i < kTiles; ++i) {
+        places[i] = stream.place(next_piece + min(first + i, panel.tiles - 1));
+        pieces[i] = stream.memory(places[i].stage);
       }
-      const auto index_of = [&](int k) { return first_pair + (thread + k * kGroupThreads) % kGroupPairs; };
-      const auto tile_of = [&](int k) {
-        const int in_panel = first + (thread + k * kGroupThreads) / kGroupPairs;
-        return PanelTile{panel.column, panel.first_tile + in_panel * panel.tile_step, in_panel};
-      };
 #pragma unroll
-      for (int k = 0; k < kTurns; ++k) {
-        const PanelTile tile = tile_of(k);
-        if (tile.in_panel < panel.tiles) values[k] = sink.add(tile, index_of(k), values[k]);
+      for (const RingPlace& place : places) barrier_wait(&stream.full[place.stage], place.parity);
+      TileSums<kTiles, kRowTiles> sums;
+      multiply_tiles<kType, kColumns / kUnitColumns, kHasScales>(input, pieces, columns, share.lane, sums);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        if (share.lane == i && first + i < panel.tiles) barrier_arrive(&stream.empty[places[i].stage]);
+      }
+      const auto tile_at = [&](int i) {
+        return PanelTile{panel.column, panel.first_tile + (first + i) * panel.tile_step, first + i};
+      };
+      const auto index_at = [&](int j) { return 4 * (share.first_row() + 8 * j) + share.lane; };
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        if (first + i >= panel.tiles) continue;
+#pragma unroll
+        for (int j = 0; j < 2 * kRowTiles; ++j) {
+          const float(&of_tile)[4] = sums[i][j / 2];
+          sink.add(tile_at(i), index_at(j), {of_tile[j % 2 * 2], of_tile[j % 2 * 2 + 1]});
+        }
       }
       if (sink.ends(panel.column)) {
 #pragma unroll 1
-        for (int k = 0; k < kTurns; ++k) {
-          const PanelTile tile = tile_of(k);
-          if (tile.in_panel < panel.tiles) sink.finish(tile, index_of(k), k == 0 ? values[0] : values[kTurns - 1]);
+        for (int k = 0; k < 2 * kRowTiles * kTiles; ++k) {
+          if (first + k % kTiles < panel.tiles) sink.finish(tile_at(k % kTiles), index_at(k / kTiles));
         }
       }
     }
+    next_piece += panel.tiles;
+    if constexpr (kHeld == 1) {
+      if (!has_next) break;
+      group_barrier();
+      input.copy(operand, rows, next.column, share);
+    }
   }
-  static_assert(kTurns <= 2 && kTilesAtOnce == 2 && kGroupPairs % 32 == 0);
-  static_assert(!kAllAdd || kTurns * kGroupThreads == kTilesAtOnce * kGroupPairs);
 }
 
 __device__ inline void add_to(float& sum, float value) { sum += value; }
@@ -676,26 +643,24 @@ struct SplitSink {
   int outputs, rows;
 
   /// This and the next two as multiply_panels() calls them.
-  __device__ float2 add(const PanelTile& tile, int index, float2 sum) const {
+  __device__ void add(const PanelTile& tile, int index, float2 sum) const {
     const int row = index / 4;
     const int output = tile.tile * kPieceRows + 2 * (index % 4);
     if (row < rows && output < outputs) {
       float* const of_piece = out.rows + tile.column / kPieceColumns * out.apart();
       __stcg(reinterpret_cast<float2*>(of_piece + static_cast<std::size_t>(row) * out.width + output), sum);
     }
-    return sum;
   }
   __device__ static constexpr bool ends(int) { return false; }
-  __device__ static void finish(const PanelTile&, int, float2) {}
+  __device__ static void finish(const PanelTile&, int) {}
 };
 
 /// One product whose sums are left piece by piece.
 template <int kRows, class Format>
 __device__ void multiply_split(const Shared<Format>& shared, const MatrixShape& matrix, const FragmentOperand& operand,
                                int rows, int& next_piece, const SplitProduct& out) {
-  using Held = typename HeldFor<Format::kLayers, kPieceColumns, kRows, true>::Type;
-  multiply_panels<Held, kRows>(shared, operand, rows, SplitPanels(matrix), next_piece,
-                               SplitSink{out, matrix.outputs, rows});
+  multiply_panels<Format::kLayers, kRows, true>(shared, operand, rows, SplitPanels(matrix), next_piece,
+                                                SplitSink{out, matrix.outputs, rows});
 }
 
 /// Shared memory for the sums of a group of tiles.
@@ -714,17 +679,15 @@ struct WholeSink {
   Epilogue epilogue;
 
   /// This and the next two as multiply_panels() calls them.
-  __device__ float2 add(const PanelTile& tile, int index, float2 sum) const {
-    float2* const total = totals + tile.in_panel * kPairs + index;
-    float2 values = tile.column == 0 ? make_float2(0, 0) : *total;
-    values.x += sum.x;
-    values.y += sum.y;
-    if (tile.column < last_column) *total = values;
-    return values;
+  __device__ void add(const PanelTile& tile, int index, float2 sum) const {
+    float2& total = totals[tile.in_panel * kPairs + index];
+    const float2 before = tile.column == 0 ? make_float2(0, 0) : total;
+    total = {before.x + sum.x, before.y + sum.y};
   }
   /// Whether a panel that begins with this column is the last one.
   __device__ bool ends(int column) const { return column >= last_column; }
-  __device__ void finish(const PanelTile& tile, int index, float2 values) const {
+  __device__ void finish(const PanelTile& tile, int index) const {
+    float2 values = totals[tile.in_panel * kPairs + index];
     int output = 2 * (index % 4);
     if (is_gate_up) {
       // Lanes 0 and 1 of four have two outputs of the gate each, lanes 2 and 3 the same of up: they exchange one.
@@ -752,9 +715,8 @@ __device__ void multiply_whole(const Shared<Format>& shared, const MatrixShape& 
                                                          matrix.is_gate_up ? matrix.outputs / 2 : matrix.outputs,
                                                          rows,
                                                          epilogue};
-  using Held = typename HeldFor<kType, kColumns, kRows, false>::Type;
-  multiply_panels<Held, kRows>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles), next_piece,
-                               sink);
+  multiply_panels<kType, kRows, false>(shared, operand, rows, WholePanels<kColumns>(matrix, dealer, totals.tiles),
+                                       next_piece, sink);
 }
 
 }  // namespace gemma

@@ -117,7 +117,7 @@ class ResidualRow {
   template <class Format, class Put>
   __device__ void normalize_to_digits(const Shared<Format>& shared, float eps, const Put& put) const {
     with_normalized(shared, eps, [&](const auto& x) {
-      make_digits_of_units<kNeedsSums<Format::kLayers>>(
+      make_digits_of_units<kNeedsSums<Format::kLayers>, kLeastScaleOfHalves>(
           x, [&](int i, const FourDigits& digits, const DigitGroup& group) { put_unit(put, i, digits, group); });
     });
   }

@@ -4,8 +4,9 @@
 // decode_piece.cuh, with inputs in digits (decode_digits.cuh).
 //
 // A step is a group: its codes' products with the inputs are added up exactly, in whatever order, and scaled
-// (GroupScales). Class c is the sum of steps c and c + 8, and the classes' sums are added up as sum_classes() does it.
-// A piece has kUnits units. What a stage has behind them is no weights; sums of it are made, and left out.
+// (add_group()). The even steps of a piece's half make a class, in ascending order, and so do the odd ones; both are
+// added up, and then both halves. A piece has kUnits units. What a stage has behind them is no weights; sums of it are
+// made, and left out.
 
 #include "decode_digits.cuh"
 #include "decode_piece.cuh"
@@ -161,27 +162,6 @@ struct OnlyRowWeights {
   }
 };
 
-/// Adds up the sums of all steps that lanes t = 0 to 3 have found, as sum_classes() does of both units' steps. @return
-/// in all four lanes
-__device__ inline float add_up_found(const float (&sums)[4]) {
-  // Two units: steps of the other one are in the lane next to it, those of odd classes two lanes across.
-  const bool is_second = lane_index() % 2 == 1;
-  float first = is_second ? sums[2] : sums[0], second = is_second ? sums[3] : sums[1];
-  first += __shfl_xor_sync(~0u, is_second ? sums[0] : sums[2], 1);
-  second += __shfl_xor_sync(~0u, is_second ? sums[1] : sums[3], 1);
-  first += __shfl_xor_sync(~0u, first, 2);
-  second += __shfl_xor_sync(~0u, second, 2);
-  const float sum = first + second;
-  return sum + __shfl_xor_sync(~0u, sum, 1);
-}
-__device__ inline float add_up_found(const float (&sums)[2]) {
-  // One unit, whose upper four classes are in the lane next to it.
-  const float first = sums[0] + __shfl_xor_sync(~0u, sums[0], 2);
-  const float second = sums[1] + __shfl_xor_sync(~0u, sums[1], 2);
-  const float sum = first + second;
-  return sum + __shfl_xor_sync(~0u, sum, 1);
-}
-
 /// The product of a piece of packed weights and the only row.
 /// @return the sum of output lane / 4
 template <WeightType kType, int kUnits, class Format>
@@ -192,8 +172,7 @@ __device__ float multiply_packed_by_row(const Stream<Format>& stream, int piece,
   stream.release(piece);
 
   const bool is_second = Steps::found_half() == 1;
-  const bool is_there = kUnits == 1 || !is_second || row.columns > kUnitColumns;
-  float sums[Steps::kPairs];
+  float sum = 0;
 #pragma unroll
   for (int p = 0; p < Steps::kPairs; ++p) {
     int of_digits[4];
@@ -207,10 +186,12 @@ __device__ float multiply_packed_by_row(const Stream<Format>& stream, int piece,
       multiply_accumulate(of_digits, first[0], second[0], first[1], second[1], digits.x, digits.y);
     }
     const float codes = join_digits(is_second ? of_digits[2] : of_digits[0], is_second ? of_digits[3] : of_digits[1]);
-    const float sum = __fmul_rn(weights.scales[p].apply(codes, row.found[p].sum), row.found[p].scale);
-    sums[p] = is_there ? sum : 0;
+    sum = add_group(sum, weights.scales[p], codes, row.found[p]);
   }
-  return add_up_found(sums);
+  if (kUnits == 2 && is_second && row.columns <= kUnitColumns) sum = 0;
+  // The half's other class, and the other half.
+  sum += __shfl_xor_sync(~0u, sum, 2);
+  return sum + __shfl_xor_sync(~0u, sum, 1);
 }
 
 // --- several rows ---
@@ -248,7 +229,7 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
 
   stream.wait_until_full(piece);
   const std::byte* const units = stream.bytes(piece);
-  float2 of_class[kClasses] = {};
+  float2 of_class[2][2] = {};  // of both halves, even and odd steps
 #pragma unroll
   for (int load = 0; load < kUnitSteps / kStepsInLoad; ++load) {
     uint4 codes[kUnits];
@@ -262,13 +243,18 @@ __device__ float2 multiply_packed_by_rows(const Stream<Format>& stream, int piec
         std::uint32_t b[2];
         unpack_step<kType>(b, codes[u], i);
         const int step = u * kUnitSteps + c;
-        of_class[c] = add_group(of_class[c], load_scales<kType>(units + u * unit_bytes(kType), c),
-                                multiply_digits(own[step], b), inputs[step], u == 0 || columns > u * kUnitColumns);
+        float2& sums = of_class[step / PairedSteps<kUnits>::kInHalf][step % 2];
+        sums = add_group(sums, load_scales<kType>(units + u * unit_bytes(kType), c), multiply_digits(own[step], b),
+                         inputs[step]);
       }
     }
   }
   stream.release(piece);
-  return sum_classes(of_class);
+  if (kUnits == 2 && columns <= kUnitColumns) of_class[1][0] = of_class[1][1] = {0, 0};
+  const auto add_up = [&](float float2::*sum) {
+    return (of_class[0][0].*sum + of_class[0][1].*sum) + (of_class[1][0].*sum + of_class[1][1].*sum);
+  };
+  return {add_up(&float2::x), add_up(&float2::y)};
 }
 
 }  // namespace gemma

@@ -229,26 +229,12 @@ template <WeightType kType>
 struct OutputScales {
   float scale;
   float minimum;  ///< of q8: 0, not used
-
-  /// The group's part of the output's sum.
-  /// @param codes   sum(c * x)
-  /// @param inputs  sum(x); of q8 not used
-  __device__ float apply(float codes, float inputs) const {
-    if constexpr (kType == WeightType::kQ8) return __fmul_rn(scale, codes);
-    return fmaf(scale, codes, -__fmul_rn(minimum, inputs));
-  }
 };
 
 /// The same for the outputs 2t and 2t + 1 of a tile, with t = lane % 4.
 template <WeightType kType>
 struct GroupScales {
   float2 scale, minimum;
-
-  /// OutputScales::apply() of both.
-  __device__ float2 apply(float2 codes, float inputs) const {
-    return {OutputScales<kType>{scale.x, minimum.x}.apply(codes.x, inputs),
-            OutputScales<kType>{scale.y, minimum.y}.apply(codes.y, inputs)};
-  }
 };
 
 /// A byte of a word as a number, times a power of two: with 23 bits more, which are taken off again. Products with d

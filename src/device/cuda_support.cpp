@@ -1,7 +1,9 @@
 #include "device/cuda_support.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <span>
 #include <vector>
 
 namespace gemma {
@@ -46,6 +48,20 @@ std::string smaller_weights(const Model& model, const GpuMemory& memory) {
          (type == WeightType::kQ8 ? q4 : "q8" + size_in(WeightType::kQ8) + " or " + q4);
 }
 
+/// What no element of a normalised row is larger than, whatever the row.
+double largest_normalised(const Model& model) {
+  double largest = 0;  // of what norms multiply by
+  const auto see = [&](std::span<const float> norm) {
+    for (float weight : norm) largest = std::max(largest, std::abs(1.0 + weight));
+  };
+  for (const LayerWeights& layer : model.weights.layers) {
+    see(layer.attention_norm);
+    see(layer.mlp_norm);
+  }
+  see(model.weights.final_norm);
+  return largest * std::sqrt(model.config.hidden_size);
+}
+
 }  // namespace
 
 std::string why_not_on_cuda(const Model& model, KvType cache) {
@@ -67,6 +83,11 @@ std::string why_not_on_cuda(const Model& model, KvType cache) {
            ", for which it has no kernels (gemma-convert --type " + layers +
            " without --embed-type makes a file that " + "it can run)";
   }
+  // Of packed weights, products of normalised rows take them in float16 (kernels/decode_digits.cuh).
+  constexpr double kMostNormalised = 65504;
+  if (types.layers != WeightType::kBf16 && largest_normalised(model) > kMostNormalised)
+    return "its norms may give numbers of more than 65504, too large for what it does with quantised weights (a file " +
+           std::string("in bf16 it can run)");
   if (cache == KvType::kF32) return "it keeps its cache in bf16 or q8, not in f32 (leave out --kv-type)";
   return {};
 }

@@ -351,6 +351,14 @@ TEST(WeightSlabs, CoverAMatrixWithWholeTilesAndKeepWithinTheirRoom) {
 struct Way {
   bool is_bf16;  ///< lanes make whole numbers of what they have in bf16, else threads of four neighbouring inputs each
   bool is_f16;   ///< numbers and codes are multiplied as float16, else as bytes
+
+  /// Whether a product's inputs are whole numbers times their scale, which must then not be too small.
+  bool are_scaled() const { return is_f16 && !is_bf16; }
+  /// What inputs are rounded to multiples of.
+  float unit(float largest) const {
+    const float own = std::ldexp(1.0f, std::ilogb(largest) - 10);
+    return are_scaled() ? std::max(own, 0x1p-24f) : own;
+  }
 };
 
 std::ostream& operator<<(std::ostream& out, const Way& way) {
@@ -372,7 +380,7 @@ __global__ void digits_kernel(const float* inputs, Way way, const std::byte* uni
     const int four = lane + 32 * i;
     const float* const own = inputs + 4 * four;
     const float4 x[1] = {{own[0], own[1], own[2], own[3]}};
-    make_digits_of_units<true>(
+    make_digits_of_units<true, kLeastScale>(
         x, [&](int, const FourDigits& made, const DigitGroup& group) { row.put(four, made, group); });
     make_halves_of_units<true>(x, [&](int, const uint2& pairs, const DigitGroup& group) {
       const DigitPlace place(four);
@@ -458,16 +466,17 @@ INSTANTIATE_TEST_SUITE_P(Of, Digits, ::testing::Values(WeightType::kQ8, WeightTy
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Digits, HoldInputsTo11BitsOfTheLargestAndMultiplyExactly) {
-  std::mt19937 random(11);
-  std::vector<float> inputs(kUnitColumns);
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const float magnitude = std::ldexp(1.0f, static_cast<int>(i / kDigitColumns) * 12 - 44);  // 2^-44 to 2^40
-    inputs[i] = magnitude * (static_cast<float>(random() % 20001) - 10000) / 10000;
-  }
-  // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
-  inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
-  inputs[4 * kDigitColumns + 31] = 1e15f;
   for (const Way& way : kWays) {
+    std::mt19937 random(11);
+    std::vector<float> inputs(kUnitColumns);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const int step = static_cast<int>(i / kDigitColumns);
+      const float magnitude = std::ldexp(1.0f, way.are_scaled() ? step * 4 - 18 : step * 12 - 44);
+      inputs[i] = magnitude * (static_cast<float>(random() % 20001) - 10000) / 10000;
+    }
+    // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
+    inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
+    inputs[4 * kDigitColumns + 31] = way.are_scaled() ? 65504.0f : 1e15f;
     if (way.is_bf16) {
       for (float& input : inputs) input = __bfloat162float(__float2bfloat16_rn(input));
     }
@@ -477,15 +486,15 @@ TEST_P(Digits, HoldInputsTo11BitsOfTheLargestAndMultiplyExactly) {
       const auto own = inputs.begin() + step * kDigitColumns;
       float largest = 0;
       for (int i = 0; i < kDigitColumns; ++i) largest = std::max(largest, std::abs(own[i]));
-      EXPECT_GE(largest / group.scale, 1 << 10);
-      EXPECT_LT(largest / group.scale, 1 << 11);
+      const float unit = way.unit(largest);
+      EXPECT_EQ(group.scale, way.are_scaled() ? 1 : unit);
       int whole[kDigitColumns], sum = 0;
-      for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / group.scale));
-      EXPECT_EQ(group.sum, static_cast<float>(sum));
+      for (int i = 0; i < kDigitColumns; ++i) sum += whole[i] = static_cast<int>(std::nearbyint(own[i] / unit));
+      EXPECT_EQ(group.sum, static_cast<float>(sum) * unit);
       for (int output = 0; output < kPieceRows; ++output) {
         int expected = 0;
         for (int i = 0; i < kDigitColumns; ++i) expected += whole[i] * code(output, step * kDigitColumns + i);
-        EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected))
+        EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected) * unit / group.scale)
             << "step " << step << ", output " << output << ", " << way;
       }
     }
@@ -504,10 +513,10 @@ TEST_P(Digits, AddUpTheLargestNumbersExactly) {
         int expected = 0;
         for (int i = 0; i < kDigitColumns; ++i) {
           const int column = step * kDigitColumns + i;
-          expected +=
-              static_cast<int>(std::nearbyint(inputs[z(column)] / found.groups[z(step)].scale)) * code(output, column);
+          expected += static_cast<int>(std::nearbyint(inputs[z(column)] / way.unit(size))) * code(output, column);
         }
-        EXPECT_EQ(found.sums[z(step * kPieceRows + output)], static_cast<float>(expected))
+        EXPECT_EQ(found.sums[z(step * kPieceRows + output)],
+                  static_cast<float>(expected) * way.unit(size) / found.groups[z(step)].scale)
             << "step " << step << ", output " << output << ", " << way;
         if (output == 3 && GetParam() == WeightType::kQ8) {
           EXPECT_GT(expected, 1 << 21);
@@ -524,16 +533,17 @@ TEST_P(Digits, OfNothingAreZerosAndOfWhatIsNotFiniteNoNumbers) {
     inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
     inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
     inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
-    inputs[5 * kDigitColumns + 7] = way.is_bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();
+    inputs[5 * kDigitColumns + 7] = way.are_scaled() ? 65504.0f : 0x1.fep127f;
     const Found found = multiply(inputs, way);
     for (int step = 0; step < kUnitSteps; ++step) {
       const bool is_finite = step < 1 || step > 3;
-      EXPECT_EQ(std::isfinite(found.groups[z(step)].scale), is_finite) << "step " << step;
+      EXPECT_EQ(std::isfinite(found.groups[z(step)].sum), is_finite) << "step " << step;
       if (!is_finite) continue;
       EXPECT_GE(found.groups[z(step)].scale, std::numeric_limits<float>::min());
       const float sum = found.groups[z(step)].sum;
-      EXPECT_EQ(sum, step != 5 ? 0 : way.is_bf16 ? 2040 : 2048) << "step " << step << ", " << way;
-      EXPECT_EQ(found.sums[z(step * kPieceRows)], sum * static_cast<float>(code(0, step * kDigitColumns + 7)));
+      EXPECT_EQ(sum, step == 5 ? inputs[5 * kDigitColumns + 7] : 0) << "step " << step << ", " << way;
+      EXPECT_EQ(found.sums[z(step * kPieceRows)],
+                sum / found.groups[z(step)].scale * static_cast<float>(code(0, step * kDigitColumns + 7)));
     }
   }
 }

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "model/model_file.h"
 #include "support/small_model.h"
 
@@ -38,6 +40,17 @@ TEST(CudaSupport, RefusesACacheInF32AndWidthsThatAreNotMultiplesOf32) {
   EXPECT_THAT(why_not_on_cuda(model, KvType::kF32), HasSubstr("leave out --kv-type"));
   model.config.intermediate_size = 100;
   EXPECT_THAT(why_not_on_cuda(model, KvType::kBf16), HasSubstr("the intermediate size is 100"));
+}
+
+TEST(CudaSupport, RefusesNormsOfQuantisedModelsThatFloat16CannotHold) {
+  for (const WeightType type : {kBf16, kQ8, kQ4}) {
+    Model model = model_of({type, type});
+    std::vector<float> norm(static_cast<std::size_t>(model.config.hidden_size), 1.0f);
+    model.weights.layers.back().mlp_norm = norm;
+    EXPECT_THAT(why_not_on_cuda(model, KvType::kBf16), IsEmpty());
+    norm[1] = -65504;
+    EXPECT_EQ(why_not_on_cuda(model, KvType::kBf16).empty(), type == kBf16);
+  }
 }
 
 constexpr std::size_t kGigabyte = 1'000'000'000;
