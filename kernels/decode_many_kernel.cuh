@@ -250,7 +250,8 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 
 template <int kRows, WeightType kLayers>
 __host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture) {
-  const int scratch = panels_held(architecture, kRows) * panel_bytes<kLayers>(kRows);
+  const int scratch = panels_held(architecture, kRows) * panel_bytes<kLayers>(kRows) +
+                      kConsumerWarps * shared_scales<kLayers>(kRows) * static_cast<int>(sizeof(float4));
   const int least = least_scratch_bytes(architecture, kRows);
   return {scratch > least ? scratch : least, 0, kRows};
 }

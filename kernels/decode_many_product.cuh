@@ -196,6 +196,12 @@ __host__ __device__ constexpr int panel_bytes(int rows) {
   return rows * kPieceColumns * 2 + groups;
 }
 
+/// How many of TileScales a warp has room for, beside them.
+template <WeightType kLayers>
+__host__ __device__ constexpr int shared_scales(int rows) {
+  return kLayers == WeightType::kQ4 && rows > kRowsInFragment ? 2 * kUnitSteps * kPieceRows / 2 : 0;
+}
+
 /// A group's rows of a panel's activations, in shared memory: in bf16, or in whole numbers as float16.
 template <int kRows>
 struct PanelInput {
@@ -358,14 +364,46 @@ __device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeigh
   }
 }
 
+/// What a warp's tiles are scaled by. In q4, of which it takes 12 instructions to work out, each lane sees to one step
+/// of two outputs, and leaves it in shared memory; where there are several tiles to a warp, that is sooner.
+template <WeightType kType, int kTiles>
+struct TileScales {
+  static constexpr bool kAreShared = kType == WeightType::kQ4 && kTiles > 1;
+
+  float4* shared;  // [kTiles, 32]: room of the warp's own
+  const std::byte* units[kTiles];
+
+  __device__ void prepare(int lane) {
+    if constexpr (kAreShared) {
+      __syncwarp();
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const GroupScales<kType> scales = load_scales<kType, kHalfExponent<kType>>(units[tile], lane / 4);
+        shared[32 * tile + lane] = {scales.scale.x, scales.scale.y, scales.minimum.x, scales.minimum.y};
+      }
+      __syncwarp();
+    }
+  }
+  /// Of outputs 2t and 2t + 1. @param step  of the unit
+  __device__ GroupScales<kType> of(int tile, int step, int lane) const {
+    if constexpr (kAreShared) {
+      const float4 scales = shared[32 * tile + 4 * step + lane % 4];
+      return {{scales.x, scales.y}, {scales.z, scales.w}};
+    } else {
+      return load_scales<kType, kHalfExponent<kType>>(units[tile], step);
+    }
+  }
+};
+
 /// The product of some tiles' packed pieces and a group's rows.
 /// @param pieces   in their stages
 /// @param columns  that the matrix has of them
+/// @param room     of TileScales
 /// @tparam kHasScales  whether the inputs' groups may have other scales than 1
 template <WeightType kType, int kUnits, bool kHasScales, int kRows>
 __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
                                       const std::byte* const (&pieces)[PanelShare<kRows>::kTiles], int columns,
-                                      int lane,
+                                      int lane, float4* room,
                                       TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
   using Share = PanelShare<kRows>;
   constexpr int kTiles = Share::kTiles, kRowTiles = Share::kRowTiles;
@@ -384,6 +422,10 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
   for (int half = 0; half < halves; ++half) {
     TileSums<kTiles, kRowTiles> of_class[2] = {};
     const int unit_byte = kUnits == 2 ? half * unit_bytes(kType) : 0;
+    TileScales<kType, kTiles> scales{room, {}};
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) scales.units[tile] = pieces[tile] + unit_byte;
+    scales.prepare(lane);
     const int first = kUnits == 2 ? 0 : half * kInHalf;  // step of the unit
     const uint4* const fragments = input.step(0, half * kInHalf, lane);
     const DigitGroup* const groups = input.groups + half * (kInHalf * Share::kGroupRows) + lane / 4;
@@ -392,16 +434,16 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
       uint4 codes[kTiles];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile)
-        codes[tile] = load_codes<kType>(pieces[tile] + unit_byte, first / kStepsInLoad + load);
+        codes[tile] = load_codes<kType>(scales.units[tile], first / kStepsInLoad + load);
 #pragma unroll
       for (int i = 0; i < kStepsInLoad; ++i) {
         const int step = load * kStepsInLoad + i;  // of the half
         std::uint32_t b[kTiles][4];
-        GroupScales<kType> scales[kTiles];
+        GroupScales<kType> of_step[kTiles];
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           unpack_halves<kType>(b[tile], codes[tile], i);
-          scales[tile] = load_scales<kType, kHalfExponent<kType>>(pieces[tile] + unit_byte, first + step);
+          of_step[tile] = scales.of(tile, first + step, lane);
         }
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
@@ -422,7 +464,7 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
             float(&sum)[4] = of_class[step % 2][tile][r];
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-              const float2 added = add_group({sum[2 * j], sum[2 * j + 1]}, scales[tile],
+              const float2 added = add_group({sum[2 * j], sum[2 * j + 1]}, of_step[tile],
                                              {of_group[2 * j], of_group[2 * j + 1]}, inputs[j]);
               sum[2 * j] = added.x;
               sum[2 * j + 1] = added.y;
@@ -437,9 +479,10 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
 }
 
 /// The product of some tiles' pieces and a group's rows, by one warp.
+/// @param room  of TileScales
 template <WeightType kType, int kUnits, bool kHasScales, int kRows>
 __device__ void multiply_tiles(const PanelInput<kRows>& input, void* const (&pieces)[PanelShare<kRows>::kTiles],
-                               int columns, int lane,
+                               int columns, int lane, float4* room,
                                TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
   constexpr int kTiles = PanelShare<kRows>::kTiles;
   if constexpr (kType == WeightType::kBf16) {
@@ -456,7 +499,7 @@ __device__ void multiply_tiles(const PanelInput<kRows>& input, void* const (&pie
     const std::byte* bytes[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) bytes[tile] = static_cast<const std::byte*>(pieces[tile]);
-    multiply_packed_tiles<kType, kUnits, kHasScales>(input, bytes, columns, lane, sums);
+    multiply_packed_tiles<kType, kUnits, kHasScales>(input, bytes, columns, lane, room, sums);
   }
 }
 
@@ -496,6 +539,9 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
     return PanelInput<kRows>(reinterpret_cast<char*>(shared.scratch) + index * panel_bytes<Format::kLayers>(kRows),
                              share);
   };
+  float4* const room =
+      reinterpret_cast<float4*>(reinterpret_cast<char*>(shared.scratch) + kHeld * panel_bytes<Format::kLayers>(kRows)) +
+      thread_index() / 32 * shared_scales<Format::kLayers>(kRows);
   Panel next;
   bool has_next = panels.next(next);
   if (has_next) input_at(held).copy(operand, rows, next.column, share);
@@ -525,7 +571,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
 #pragma unroll
       for (const RingPlace& place : places) barrier_wait(&stream.full[place.stage], place.parity);
       TileSums<kTiles, kRowTiles> sums;
-      multiply_tiles<kType, kColumns / kUnitColumns, kHasScales>(input, pieces, columns, share.lane, sums);
+      multiply_tiles<kType, kColumns / kUnitColumns, kHasScales>(input, pieces, columns, share.lane, room, sums);
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
