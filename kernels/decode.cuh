@@ -112,10 +112,10 @@ struct DecodeMessages {
   unsigned* activated;               ///< [intermediate]: the next product's input
 };
 
-/// Of 32 inputs that are whole numbers in units of a scale (decode_digits.cuh).
+/// Of 32 inputs that are whole numbers in units of a scale (decode_digits.cuh), or have been multiplied by it.
 struct alignas(8) DigitGroup {
-  float scale;
-  float sum;  ///< of the inputs, as they are in whole numbers
+  float scale;  ///< 1 if they have
+  float sum;    ///< of the inputs as they are rounded, not in units of the scale
 };
 
 /// Everything that stays the same from step to step, so that one captured graph serves all positions: sizes, and where

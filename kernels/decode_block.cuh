@@ -9,7 +9,7 @@
 
 namespace gemma {
 
-/// For partial sums of products, or of attention.
+/// For partial sums of products, or of attention; with many rows, for panels' activations instead of the former.
 /// @param rows  that the kernel is for: one row leaves few sums, and the stages need the memory more
 __host__ __device__ constexpr int least_scratch_bytes(int architecture, int rows) {
   return is_short_of_memory(architecture) || rows == 1 ? 21 * 1024 : 32 * 1024;

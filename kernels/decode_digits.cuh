@@ -6,13 +6,15 @@
 //
 // The numbers of 32 columns, which are one group of weights, share a scale, a power of two that leaves the largest of
 // them 11 bits: at most 2^11. The error of an input is at most 2^-11 of the largest in its group; in bf16 it is up to
-// 2^-8 of each. A group's sum is at most 2^23, and float32 holds all whole numbers up to 2^24.
+// 2^-8 of each. A group's sum is at most 2^23, and float32 holds all whole numbers up to 2^24. (Of normalised rows, a
+// group whose largest number is below 2^-14 has fewer bits: kLeastScaleOfHalves.)
 //
 // For few rows, each number is two digits to the base 256, both of them signed bytes: the tensor cores multiply bytes
 // as fast as bf16, and a packed weight's code is a byte already, or becomes one with a mask. What the digits give is
 // put together again. Digits take as many bytes as bf16, and a lane finds what it feeds to the tensor cores for a step
 // in 16 bytes. For many rows, where one weight is multiplied so often that unpacking it counts little, numbers and
-// codes are float16, which holds either: nothing is to be put together (decode_many_product.cuh).
+// codes are float16, which holds either: nothing is to be put together (decode_many_product.cuh). Those of normalised
+// rows are multiplied by their scale even before.
 //
 // Normalised rows are made of whole numbers once, by whoever normalises them, and so is a single row's attention where
 // every block puts it together for itself. What other products and attention leave is in bf16, since nobody knows the
@@ -138,7 +140,8 @@ __device__ void make_digits_of_units(const float4 (&x)[kUnits], const Put& put) 
   for (int i = 0; i < kUnits; ++i) put(i, digits[i], groups[i]);
 }
 
-/// The same in float16. Calls put(i, two pairs of neighbouring columns, their group).
+/// The same in float16, of normalised rows: the numbers times their scale, so that the group's is 1. Calls put(i, two
+/// pairs of neighbouring columns, their group).
 template <bool kHasSums, int kUnits, class Put>
 __device__ void make_halves_of_units(const float4 (&x)[kUnits], const Put& put) {
   std::uint32_t numbers[kUnits][4];
@@ -206,7 +209,7 @@ __device__ DigitGroup make_digits(uint4& step) {
   return group;
 }
 
-/// The same in float16, in the places of bf16.
+/// The same in float16, in the places of bf16. (In units of the scale, unlike make_halves_of_units().)
 template <bool kHasSum>
 __device__ DigitGroup make_halves(uint4& step) {
   std::uint32_t numbers[8];

@@ -3,12 +3,12 @@
 // The whole decode step of Gemma 2 in one persistent kernel, for 9 to 64 rows (and for fewer where decode.cu's does
 // not fit): every weight is read once for all of them.
 //
-// The kernel is built as decode.cu's, from the same stream, attention and norms, and rows get the same bits. With so
-// many rows, activations take more than a block can hold or read again and again, so products go panel by panel
-// (decode_many_product.cuh). Those with few outputs (qkv, attention_out, down) are split over the blocks along their
-// columns as well, and leave a sum for each piece of columns; those with many (gate_up, head) are whole. A row is
-// normalised once, by one block. Seven grid barriers a layer, one more where texts are short (decode_partials.cuh), and
-// one more for each product that add_up_pieces() sees to.
+// The kernel is built as decode.cu's, from the same stream, attention and norms, and rows get the same bits. So many
+// rows' activations take more than a block can hold, so products go panel by panel (decode_many_product.cuh). Those
+// with few outputs (qkv, attention_out, down) are split over the blocks along their columns as well, and leave a sum
+// for each piece of columns; those with many (gate_up, head) are whole. A row is normalised once, by one block. Seven
+// grid barriers a layer, one more where texts are short (decode_partials.cuh), and one more for each product that
+// add_up_pieces() sees to.
 //
 // Bytes of a step: all weights once, the keys and values that the rows' queries see, and 4 bytes for each logit. Of 64
 // rows of 2B at context 512 that is 5.2 + 3.5 GB, of 9B 18.5 + 11.3 GB. Sums of pieces and activations, some 20 MB a
@@ -251,7 +251,7 @@ __device__ __forceinline__ void consume(const DecodeModel& model, const Shared<F
 template <int kRows, WeightType kLayers>
 __host__ __device__ constexpr BlockSizes<StreamFormat<kLayers>> block_sizes(int architecture) {
   const int scratch = panels_held(architecture, kRows) * panel_bytes<kLayers>(kRows) +
-                      kConsumerWarps * shared_scales<kLayers>(kRows) * static_cast<int>(sizeof(float4));
+                      kConsumerWarps * shared_scales<kLayers, kRows>() * static_cast<int>(sizeof(float4));
   const int least = least_scratch_bytes(architecture, kRows);
   return {scratch > least ? scratch : least, 0, kRows};
 }
@@ -290,6 +290,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 /// How a block's shared memory is divided.
 struct Division {
   int stages, least_stages;
+  int gate_up_tiles;  // of a block
   int tiles_in_group;
   int shared_bytes;
 };
@@ -307,10 +308,9 @@ Division divide_memory(const DecodeModel& model) {
       block_sizes<kRows, kLayers>(architecture).fixed_bytes() + static_cast<int>(sizeof(AttentionShares));
   // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums, or what attention leaves.
   const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
+  division.gate_up_tiles = (gate_up_tiles + multiprocessors() - 1) / multiprocessors();
   const int left = memory - beside_totals - division.least_stages * Format::kStageBytes;
-  division.tiles_in_group = std::max(
-      std::min((gate_up_tiles + multiprocessors() - 1) / multiprocessors(), std::min(memory / 4, left) / kTotalBytes),
-      1);
+  division.tiles_in_group = std::max(std::min(division.gate_up_tiles, std::min(memory / 4, left) / kTotalBytes), 1);
   const int fixed = beside_totals + division.tiles_in_group * kTotalBytes;
   division.stages = stages_in<Format>(memory - fixed);
   division.shared_bytes = fixed + division.stages * Format::kStageBytes;
@@ -338,12 +338,18 @@ void launch_rows(const DecodeModel& model, cudaStream_t stream) {
 
 }  // namespace many
 
-/// The most rows that a launch of decode_many.cu takes, of a model as max_decode_rows() takes it; 0: none.
+/// The most rows that a launch of decode_many.cu takes, of a model as max_decode_rows() takes it; 0: none. Where memory
+/// is short, twice as many rows at once are no gain if the stream comes to a stop for them.
 template <WeightType kLayers, KvType kKv>
 int most_rows_that_fit(const DecodeModel& model) {
   const auto fits = [](const many::Division& division) { return division.stages >= division.least_stages; };
-  if (fits(many::divide_memory<64, kLayers, kKv>(model))) return 64;
-  if (fits(many::divide_memory<32, kLayers, kKv>(model))) return 32;
+  const auto serves = [&](const many::Division& division) {
+    constexpr int kLeastSpare = 4;
+    const bool has_spare = division.stages == kConsumerWarps || division.stages >= kConsumerWarps + kLeastSpare;
+    return fits(division) && has_spare && division.tiles_in_group >= std::min(division.gate_up_tiles, kConsumerWarps);
+  };
+  if (serves(many::divide_memory<64, kLayers, kKv>(model))) return 64;
+  if (serves(many::divide_memory<32, kLayers, kKv>(model))) return 32;
   return fits(many::divide_memory<16, kLayers, kKv>(model)) ? 16 : 0;
 }
 

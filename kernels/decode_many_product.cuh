@@ -83,30 +83,29 @@ class WholePanels {
       : first_tile_(dealer.deal(matrix.tiles())), columns_(matrix.columns) {
     const int grid = static_cast<int>(gridDim.x);
     tiles_ = first_tile_ < matrix.tiles() ? (matrix.tiles() - first_tile_ + grid - 1) / grid : 0;
-    // Of several groups, so many tiles that no warp has less to do than the others.
-    if (tiles_ > tiles_in_group && tiles_in_group > kConsumerWarps) tiles_in_group -= tiles_in_group % kConsumerWarps;
-    groups_ = (tiles_ + tiles_in_group - 1) / tiles_in_group;
+    // Of several groups, so many tiles in each but the last that no warp has less to do than the others.
+    in_group_ = tiles_ > tiles_in_group && tiles_in_group > kConsumerWarps
+                    ? tiles_in_group / kConsumerWarps * kConsumerWarps
+                    : tiles_in_group;
   }
 
   /// @return whether there was one more
   __device__ bool next(Panel& panel) {
-    if (group_ == groups_) return false;
+    if (begin_ >= tiles_) return false;
     const int grid = static_cast<int>(gridDim.x);
-    const int begin = tiles_ * group_ / groups_;
-    const int end = tiles_ * (group_ + 1) / groups_;
-    panel = {column_, first_tile_ + begin * grid, grid, end - begin};
+    panel = {column_, first_tile_ + begin_ * grid, grid, min(in_group_, tiles_ - begin_)};
     column_ += kColumns;
     if (column_ >= columns_) {
       column_ = 0;
-      ++group_;
+      begin_ += in_group_;
     }
     return true;
   }
 
  private:
   int first_tile_, columns_;
-  int tiles_, groups_;
-  int group_ = 0, column_ = 0;
+  int tiles_, in_group_;
+  int begin_ = 0, column_ = 0;
 };
 
 /// A producer's part: copies the panels' weights, of type kType.
@@ -133,7 +132,8 @@ __device__ void stream_panels(Producer<Format>& producer, const MatrixShape& sha
 }
 
 /// A product's input in global memory: row tiles of 16, in them fragments of 16 columns, of which each lane has its 16
-/// bytes as the tensor cores take them. In bf16, or for packed weights in whole numbers as float16 (decode_digits.cuh).
+/// bytes as the tensor cores take them. In bf16, or of normalised rows for packed weights as make_halves_of_units()
+/// gives it.
 struct FragmentOperand {
   static constexpr int kFragment = kRowsInFragment * 16;
 
@@ -185,8 +185,9 @@ struct PanelShare {
 };
 
 /// How many panels' activations shared memory has room for: with two, one is copied while the other is in use.
+/// @param rows  that the kernel is for
 __host__ __device__ constexpr int panels_held(int architecture, int rows) {
-  return rows > 32 || is_short_of_memory(architecture) ? 1 : 2;
+  return rows > 32 || architecture < 900 || is_short_of_memory(architecture) ? 1 : 2;
 }
 
 /// Bytes of a panel's activations, of all rows.
@@ -196,13 +197,8 @@ __host__ __device__ constexpr int panel_bytes(int rows) {
   return rows * kPieceColumns * 2 + groups;
 }
 
-/// How many of TileScales a warp has room for, beside them.
-template <WeightType kLayers>
-__host__ __device__ constexpr int shared_scales(int rows) {
-  return kLayers == WeightType::kQ4 && rows > kRowsInFragment ? 2 * kUnitSteps * kPieceRows / 2 : 0;
-}
-
-/// A group's rows of a panel's activations, in shared memory: in bf16, or in whole numbers as float16.
+/// A group's rows of a panel's activations, in shared memory: in bf16, or in float16 with groups as make_halves() or
+/// make_halves_of_units() gives them.
 template <int kRows>
 struct PanelInput {
   using Share = PanelShare<kRows>;
@@ -225,9 +221,12 @@ struct PanelInput {
   /// By all threads of the group: begins to copy the group's rows; of steps that the matrix does not have, zeros. Each
   /// thread then waits for its own copies (copy_async_wait()), and all threads for each other.
   /// @param rows  that there are
+  /// @tparam kColumns     of the panel
+  /// @tparam kWithGroups  whether the operand's groups are wanted, if it has some
+  template <int kColumns, bool kWithGroups>
   __device__ void copy(const FragmentOperand& operand, int rows, int column, const Share& share) const {
-    const int steps = min(kPieceColumns, operand.columns - column) / 32;
-    each_own(rows, share, [&](int row_tile, int step_index) {
+    const int steps = min(kColumns, operand.columns - column) / 32;
+    each_own<kColumns>(rows, share, [&](int row_tile, int step_index) {
       const int first = share.first_row() / kRowsInFragment + row_tile;
       const bool has_step = step_index < steps;
       const auto* from =
@@ -237,14 +236,14 @@ struct PanelInput {
       copy_async_16_or_zero(to, from, has_step);
       copy_async_16_or_zero(to + 32, from + 32, has_step);
     });
-    if (operand.groups != nullptr) copy_groups(operand, column, steps, share);
+    if (kWithGroups && operand.groups != nullptr) copy_groups<kColumns>(operand, column, steps, share);
     copy_async_commit();
   }
 
   /// By all threads of the group, each behind the wait for its own copies: makes whole numbers of what is in bf16.
   template <bool kHasSums>
   __device__ void convert(int rows, const Share& share) const {
-    each_own(rows, share, [&](int row_tile, int step_index) {
+    each_own<kPieceColumns>(rows, share, [&](int row_tile, int step_index) {
       uint4* const at = step(row_tile, step_index, share.lane);
       const uint4 first = at[0], others = at[32];
       uint4 upper = {first.x, first.z, others.x, others.z}, lower = {first.y, first.w, others.y, others.w};
@@ -259,14 +258,16 @@ struct PanelInput {
   }
 
  private:
+  template <int kColumns>
   __device__ void copy_groups(const FragmentOperand& operand, int column, int steps, const Share& share) const {
     constexpr int kChunk = 16 / sizeof(DigitGroup);
     constexpr int kChunks = Share::kGroupRows / kChunk;  // of a step
+    constexpr int kAll = kColumns / 32 * kChunks;
 #pragma unroll
-    for (int first = 0; first < kPieceSteps * kChunks; first += Share::kThreads) {
+    for (int first = 0; first < kAll; first += Share::kThreads) {
       const int i = first + share.thread;
       const int row = i % kChunks * kChunk;
-      if (i >= kPieceSteps * kChunks || share.first_row() + row >= operand.rows) continue;
+      if (i >= kAll || share.first_row() + row >= operand.rows) continue;
       const bool has_step = i / kChunks < steps;
       copy_async_16_or_zero(groups + i / kChunks * Share::kGroupRows + row,
                             operand.groups_of(column + (has_step ? i / kChunks * 32 : 0)) + share.first_row() + row,
@@ -275,14 +276,14 @@ struct PanelInput {
   }
 
   /// Calls visit(row tile, step) for the warp's share of all of them.
-  template <class Visit>
+  template <int kColumns, class Visit>
   __device__ static void each_own(int rows, const Share& share, const Visit& visit) {
-    static_assert(kPieceSteps % Share::kWarps == 0);
+    static_assert(kColumns / 32 % Share::kWarps == 0);
 #pragma unroll
     for (int row_tile = 0; row_tile < Share::kRowTiles; ++row_tile) {
       if (share.first_row() + row_tile * kRowsInFragment >= rows) return;
 #pragma unroll
-      for (int first = 0; first < kPieceSteps; first += Share::kWarps) visit(row_tile, first + share.warp);
+      for (int first = 0; first < kColumns / 32; first += Share::kWarps) visit(row_tile, first + share.warp);
     }
   }
 };
@@ -324,10 +325,10 @@ struct TileWeights {
 
 /// The product of some tiles' pieces in bf16 and a group's rows: the classes from kFirst on, added up as sum_classes()
 /// does it.
-template <int kFirst, int kCount, int kRows>
-__device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeights<PanelShare<kRows>::kTiles>& weights,
-                                 int lane, TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
-  constexpr int kTiles = PanelShare<kRows>::kTiles, kRowTiles = PanelShare<kRows>::kRowTiles;
+template <int kFirst, int kCount, int kTiles, int kRows>
+__device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeights<kTiles>& weights, int lane,
+                                 TileSums<kTiles, PanelShare<kRows>::kRowTiles>& sums) {
+  constexpr int kRowTiles = PanelShare<kRows>::kRowTiles;
   if constexpr (kCount > 1) {
     multiply_classes<kFirst, kCount / 2>(input, weights, lane, sums);
     TileSums<kTiles, kRowTiles> others;
@@ -395,18 +396,23 @@ struct TileScales {
   }
 };
 
+/// Of how many float4 they are, for each warp; they lie behind the panels.
+template <WeightType kLayers, int kRows>
+__host__ __device__ constexpr int shared_scales() {
+  return TileScales<kLayers, PanelShare<kRows>::kTiles>::kAreShared ? 32 * PanelShare<kRows>::kTiles : 0;
+}
+
 /// The product of some tiles' packed pieces and a group's rows.
 /// @param pieces   in their stages
 /// @param columns  that the matrix has of them
 /// @param room     of TileScales
 /// @tparam kHasScales  whether the inputs' groups may have other scales than 1
-template <WeightType kType, int kUnits, bool kHasScales, int kRows>
-__device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
-                                      const std::byte* const (&pieces)[PanelShare<kRows>::kTiles], int columns,
-                                      int lane, float4* room,
-                                      TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
+template <WeightType kType, int kUnits, bool kHasScales, int kTiles, int kRows>
+__device__ void multiply_packed_tiles(const PanelInput<kRows>& input, const std::byte* const (&pieces)[kTiles],
+                                      int columns, int lane, float4* room,
+                                      TileSums<kTiles, PanelShare<kRows>::kRowTiles>& sums) {
   using Share = PanelShare<kRows>;
-  constexpr int kTiles = Share::kTiles, kRowTiles = Share::kRowTiles;
+  constexpr int kRowTiles = Share::kRowTiles;
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kInHalf = PairedSteps<kUnits>::kInHalf;
 #pragma unroll
@@ -480,11 +486,9 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input,
 
 /// The product of some tiles' pieces and a group's rows, by one warp.
 /// @param room  of TileScales
-template <WeightType kType, int kUnits, bool kHasScales, int kRows>
-__device__ void multiply_tiles(const PanelInput<kRows>& input, void* const (&pieces)[PanelShare<kRows>::kTiles],
-                               int columns, int lane, float4* room,
-                               TileSums<PanelShare<kRows>::kTiles, PanelShare<kRows>::kRowTiles>& sums) {
-  constexpr int kTiles = PanelShare<kRows>::kTiles;
+template <WeightType kType, int kUnits, bool kHasScales, int kTiles, int kRows>
+__device__ void multiply_tiles(const PanelInput<kRows>& input, void* const (&pieces)[kTiles], int columns, int lane,
+                               float4* room, TileSums<kTiles, PanelShare<kRows>::kRowTiles>& sums) {
   if constexpr (kType == WeightType::kBf16) {
     TileWeights<kTiles> weights;
 #pragma unroll
@@ -518,14 +522,18 @@ struct PanelTile {
 ///
 /// There are no branches where tiles are multiplied: one that is missing is another one once more, which nobody adds
 /// up. And nothing in the loop may be kept in local memory: beside so much shared memory the L1 cache has no room for
-/// it, and a load takes 250 cycles. Hence threads are asked for anew (thread_index()).
+/// it, and a load takes 250 cycles.
+///
+/// A warp that waits for a stage has consumed the piece kConsumerWarps before, or, of a panel's first tiles, has met
+/// the other warps of its group behind all earlier pieces (StreamFormat says why that matters).
 /// @tparam kHasScales  of multiply_packed_tiles(); then what the operand has may be in bf16, too
 /// @tparam Sink        SplitSink, or alike
 template <WeightType kType, int kRows, bool kHasScales, class Format, class Panels, class Sink>
 __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOperand& operand, int rows, Panels panels,
                                 int& next_piece, const Sink& sink) {
   using Share = PanelShare<kRows>;
-  constexpr int kTiles = Share::kTiles, kRowTiles = Share::kRowTiles;
+  static_assert(Share::kTiles * Share::kWarps == kConsumerWarps);
+  constexpr int kRowTiles = Share::kRowTiles;
   constexpr int kColumns = columns_in_piece<Format, kType>();
   constexpr bool kIsPacked = kType != WeightType::kBf16;
   constexpr int kHeld = panels_held(kArchitecture, kRows);
@@ -541,10 +549,13 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
   };
   float4* const room =
       reinterpret_cast<float4*>(reinterpret_cast<char*>(shared.scratch) + kHeld * panel_bytes<Format::kLayers>(kRows)) +
-      thread_index() / 32 * shared_scales<Format::kLayers>(kRows);
+      thread_index() / 32 * shared_scales<Format::kLayers, kRows>();
+  const auto copy = [&](const PanelInput<kRows>& to, int column) {
+    to.template copy<kColumns, kHasScales || kNeedsSums<kType>>(operand, rows, column, share);
+  };
   Panel next;
   bool has_next = panels.next(next);
-  if (has_next) input_at(held).copy(operand, rows, next.column, share);
+  if (has_next) copy(input_at(held), next.column);
   while (has_next) {
     const Panel panel = next;
     const PanelInput<kRows> input = input_at(held);
@@ -557,10 +568,11 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
     if constexpr (kHeld == 2) {
       // The one before it is not in use any more.
       held ^= 1;
-      if (has_next) input_at(held).copy(operand, rows, next.column, share);
+      if (has_next) copy(input_at(held), next.column);
     }
     const int columns = min(kColumns, operand.columns - panel.column);
-    for (int first = kTiles * share.warp; first < panel.tiles; first += kTiles * Share::kWarps) {
+    const auto multiply = [&](auto at_once, int first) {
+      constexpr int kTiles = decltype(at_once)::value;
       RingPlace places[kTiles];
       void* pieces[kTiles];
 #pragma unroll
@@ -596,12 +608,21 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
           if (first + k % kTiles < panel.tiles) sink.finish(tile_at(k % kTiles), index_at(k / kTiles));
         }
       }
+    };
+    // If the last tiles are no more than one for each warp, nobody has two of them. (Of bf16 it makes no difference.)
+    constexpr bool kSharesRest = kIsPacked && Share::kTiles > 1;
+    const int rest = panel.tiles % (Share::kTiles * Share::kWarps);
+    const int whole = kSharesRest && rest <= Share::kWarps ? panel.tiles - rest : panel.tiles;
+    for (int first = Share::kTiles * share.warp; first < whole; first += Share::kTiles * Share::kWarps)
+      multiply(std::integral_constant<int, Share::kTiles>{}, first);
+    if constexpr (kSharesRest) {
+      if (whole + share.warp < panel.tiles) multiply(std::integral_constant<int, 1>{}, whole + share.warp);
     }
     next_piece += panel.tiles;
     if constexpr (kHeld == 1) {
       if (!has_next) break;
       group_barrier();
-      input.copy(operand, rows, next.column, share);
+      copy(input, next.column);
     }
   }
 }

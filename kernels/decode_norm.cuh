@@ -121,7 +121,7 @@ class ResidualRow {
           x, [&](int i, const FourDigits& digits, const DigitGroup& group) { put_unit(put, i, digits, group); });
     });
   }
-  /// The same in whole numbers as float16.
+  /// The same in float16 (make_halves_of_units()).
   /// @param put  called with a unit of four columns, two pairs of them, and their group
   template <class Format, class Put>
   __device__ void normalize_to_halves(const Shared<Format>& shared, float eps, const Put& put) const {

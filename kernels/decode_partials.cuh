@@ -535,11 +535,11 @@ __device__ void combine_in_digits(const DecodeModel& model, const Shared<Format>
       const std::uint32_t words[2] = {pack_bf16(four.x, four.y), pack_bf16(four.z, four.w)};
       four = {low_half(words[0]), high_half(words[0]), low_half(words[1]), high_half(words[1])};
     }
-    make_digits_of_units<kNeedsSums<Format::kLayers>, kLeastScale>(attended,
-                                                      [&](int i, const FourDigits& four, const DigitGroup& group) {
-                                                        const int unit = first + i * kConsumers + thread;
-                                                        if (unit < units) to.put(unit, four, group);
-                                                      });
+    make_digits_of_units<kNeedsSums<Format::kLayers>, kLeastScale>(
+        attended, [&](int i, const FourDigits& four, const DigitGroup& group) {
+          const int unit = first + i * kConsumers + thread;
+          if (unit < units) to.put(unit, four, group);
+        });
   }
 }
 

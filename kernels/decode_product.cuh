@@ -2,9 +2,9 @@
 
 // Matrix products of up to 8 rows with streamed weights.
 //
-// A product sums, for each row and output, over pieces of 512 columns in ascending order; within a piece over the eight
-// classes of its steps of 32 columns (decode_piece.cuh). That order is the same for any number of rows, for any number
-// of blocks and in every kernel that decodes.
+// A product sums, for each row and output, over pieces of 512 columns in ascending order; within a piece over classes
+// of its steps of 32 columns (decode_piece.cuh, and decode_packed_piece.cuh for packed weights). That order is the same
+// for any number of rows, for any number of blocks and in every kernel that decodes.
 //
 // Each block has a run of neighbouring pieces. A tile at its end may go on in the next block: that block takes over the
 // sum of this one's pieces, the carry, and adds its own. A block works on its last tile first and on its first tile

@@ -124,7 +124,8 @@ struct RingPlace {
 };
 
 /// Pieces are numbered from 0 in the order of the stream; piece i lies in stage i % stages and is copied by producer
-/// i % kProducers. It is consumed by warp i % kConsumerWarps, or by all warps together.
+/// i % kProducers. It is consumed by warp i % kConsumerWarps, or with many rows by a warp of each group, or by all
+/// warps together.
 template <class Format>
 struct Stream {
   char* stage_memory;       // [stages, Format::kStageBytes]
@@ -142,8 +143,8 @@ struct Stream {
   __device__ std::byte* bytes(int piece) const { return reinterpret_cast<std::byte*>(stage(piece)); }
   __device__ RingPlace place(int piece) const { return {stage_index(piece), static_cast<unsigned>(turn(piece)) & 1}; }
   __device__ void wait_until_full(int piece) const { barrier_wait(&full[stage_index(piece)], turn(piece) & 1); }
-  /// By all lanes of the only warp that reads the stage, when they have done so for the last time. (Of a panel, groups
-  /// of warps let stages go themselves.)
+  /// By all lanes of the only warp that reads the stage, when they have done so for the last time. (Of a panel, a warp
+  /// of each group does so for itself.)
   __device__ void release(int piece) const {
     __syncwarp();
     if (static_cast<int>(threadIdx.x % 32) < releases) barrier_arrive(&empty[stage_index(piece)]);
@@ -257,7 +258,9 @@ class Producer {
  private:
   /// How many pieces may be in flight for the sake of those who wait.
   __device__ static int spare_stages(const Stream<Format>& stream) {
-    if (is_short_of_memory(kArchitecture) && stream.stages == kConsumerWarps) return kConsumerWarps;
+    if (kArchitecture < 900 || is_short_of_memory(kArchitecture)) {
+      if (stream.stages == kConsumerWarps) return kConsumerWarps;
+    }
     return stream.stages - kConsumerWarps;
   }
 

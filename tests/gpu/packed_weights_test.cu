@@ -352,12 +352,12 @@ struct Way {
   bool is_bf16;  ///< lanes make whole numbers of what they have in bf16, else threads of four neighbouring inputs each
   bool is_f16;   ///< numbers and codes are multiplied as float16, else as bytes
 
-  /// Whether a product's inputs are whole numbers times their scale, which must then not be too small.
+  /// Whether a product's inputs are whole numbers times their scale.
   bool are_scaled() const { return is_f16 && !is_bf16; }
-  /// What inputs are rounded to multiples of.
+  /// What inputs are rounded to multiples of: of normalised rows, not less than float16 holds.
   float unit(float largest) const {
     const float own = std::ldexp(1.0f, std::ilogb(largest) - 10);
-    return are_scaled() ? std::max(own, 0x1p-24f) : own;
+    return is_bf16 ? own : std::max(own, 0x1p-24f);
   }
 };
 
@@ -380,7 +380,7 @@ __global__ void digits_kernel(const float* inputs, Way way, const std::byte* uni
     const int four = lane + 32 * i;
     const float* const own = inputs + 4 * four;
     const float4 x[1] = {{own[0], own[1], own[2], own[3]}};
-    make_digits_of_units<true, kLeastScale>(
+    make_digits_of_units<true, kLeastScaleOfHalves>(
         x, [&](int, const FourDigits& made, const DigitGroup& group) { row.put(four, made, group); });
     make_halves_of_units<true>(x, [&](int, const uint2& pairs, const DigitGroup& group) {
       const DigitPlace place(four);
@@ -471,12 +471,12 @@ TEST_P(Digits, HoldInputsTo11BitsOfTheLargestAndMultiplyExactly) {
     std::vector<float> inputs(kUnitColumns);
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const int step = static_cast<int>(i / kDigitColumns);
-      const float magnitude = std::ldexp(1.0f, way.are_scaled() ? step * 4 - 18 : step * 12 - 44);
+      const float magnitude = std::ldexp(1.0f, way.is_bf16 ? step * 12 - 44 : step * 4 - 18);
       inputs[i] = magnitude * (static_cast<float>(random() % 20001) - 10000) / 10000;
     }
     // What is just below a power of two is rounded up to it; a largest number with others that vanish beside it.
     inputs[3 * kDigitColumns + 7] = -std::nextafter(64.0f, 0.0f);
-    inputs[4 * kDigitColumns + 31] = way.are_scaled() ? 65504.0f : 1e15f;
+    inputs[4 * kDigitColumns + 31] = way.is_bf16 ? 1e15f : 65504.0f;
     if (way.is_bf16) {
       for (float& input : inputs) input = __bfloat162float(__float2bfloat16_rn(input));
     }
@@ -533,7 +533,7 @@ TEST_P(Digits, OfNothingAreZerosAndOfWhatIsNotFiniteNoNumbers) {
     inputs[2 * kDigitColumns + 31] = std::numeric_limits<float>::quiet_NaN();
     inputs[3 * kDigitColumns + 5] = -std::numeric_limits<float>::infinity();
     inputs[4 * kDigitColumns + 6] = std::numeric_limits<float>::denorm_min();
-    inputs[5 * kDigitColumns + 7] = way.are_scaled() ? 65504.0f : 0x1.fep127f;
+    inputs[5 * kDigitColumns + 7] = way.is_bf16 ? 0x1.fep127f : 65504.0f;
     const Found found = multiply(inputs, way);
     for (int step = 0; step < kUnitSteps; ++step) {
       const bool is_finite = step < 1 || step > 3;
