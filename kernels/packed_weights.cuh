@@ -216,7 +216,8 @@ __device__ inline void unpack_halves(std::uint32_t (&b)[4], const uint4& loaded,
   }
 }
 
-/// What they are in units of: 2^-kHalfExponent. Codes of 4 bits are multiples of the smallest float16.
+/// What they are in units of: 2^-kHalfExponent. Codes of 4 bits are multiples of the smallest float16. (What they are
+/// scaled by is 2^24 times as large, and so infinite for inputs beyond 2^115.)
 template <WeightType kType>
 inline constexpr int kHalfExponent = kType == WeightType::kQ8 ? 0 : 24;
 
