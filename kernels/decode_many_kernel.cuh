@@ -307,8 +307,8 @@ Division divide_memory(const DecodeModel& model) {
   const int beside_totals =
       block_sizes<kRows, kLayers>(architecture).fixed_bytes() + static_cast<int>(sizeof(AttentionShares));
   // As many tiles as a block has of gate_up, where a quarter of the memory holds their sums, or what attention leaves.
-  const int gate_up_tiles = 2 * model.intermediate / kPieceRows;
-  division.gate_up_tiles = (gate_up_tiles + multiprocessors() - 1) / multiprocessors();
+  const int all_tiles = 2 * model.intermediate / kPieceRows;
+  division.gate_up_tiles = (all_tiles + multiprocessors() - 1) / multiprocessors();
   const int left = memory - beside_totals - division.least_stages * Format::kStageBytes;
   division.tiles_in_group = std::max(std::min(division.gate_up_tiles, std::min(memory / 4, left) / kTotalBytes), 1);
   const int fixed = beside_totals + division.tiles_in_group * kTotalBytes;

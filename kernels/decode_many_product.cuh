@@ -14,6 +14,8 @@
 // The order of sums is that of decode_product.cuh, and so are the bits: what is added up in another order, or by other
 // means, are whole numbers.
 
+#include <type_traits>
+
 #include "decode_block.cuh"
 #include "decode_digits.cuh"
 #include "decode_packed_piece.cuh"
@@ -293,6 +295,18 @@ template <int kTiles, int kRowTiles>
 using TileSums = float[kTiles][kRowTiles][4];
 
 template <int kTiles, int kRowTiles>
+__device__ void clear_sums(TileSums<kTiles, kRowTiles>& sums) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[tile][r][j] = 0;
+    }
+  }
+}
+
+template <int kTiles, int kRowTiles>
 __device__ void add_sums(TileSums<kTiles, kRowTiles>& sums, const TileSums<kTiles, kRowTiles>& others) {
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -335,7 +349,8 @@ __device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeigh
     multiply_classes<kFirst + kCount / 2, kCount / 2>(input, weights, lane, others);
     add_sums<kTiles, kRowTiles>(sums, others);
   } else {
-    TileSums<kTiles, kRowTiles> even = {}, odd = {};
+    clear_sums<kTiles, kRowTiles>(sums);  // those of even steps' halves at first
+    TileSums<kTiles, kRowTiles> odd = {};
 #pragma unroll
     for (int step = kFirst; step < kPieceSteps; step += kClasses) {
       std::uint32_t b[kTiles][4];
@@ -348,20 +363,12 @@ __device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeigh
         const uint4 a = at[0], c = at[32];
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          multiply_accumulate(even[tile][r], a.x, a.y, a.z, a.w, b[tile][0], b[tile][1]);
+          multiply_accumulate(sums[tile][r], a.x, a.y, a.z, a.w, b[tile][0], b[tile][1]);
           multiply_accumulate(odd[tile][r], c.x, c.y, c.z, c.w, b[tile][2], b[tile][3]);
         }
       }
     }
-    add_sums<kTiles, kRowTiles>(even, odd);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[tile][r][j] = even[tile][r][j];
-      }
-    }
+    add_sums<kTiles, kRowTiles>(sums, odd);
   }
 }
 
@@ -415,14 +422,7 @@ __device__ void multiply_packed_tiles(const PanelInput<kRows>& input, const std:
   constexpr int kRowTiles = Share::kRowTiles;
   constexpr int kStepsInLoad = UnitLayout<kType>::kStepsInLoad;
   constexpr int kInHalf = PairedSteps<kUnits>::kInHalf;
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[tile][r][j] = 0;
-    }
-  }
+  clear_sums<kTiles, kRowTiles>(sums);
   const int halves = kUnits == 2 && columns <= kUnitColumns ? 1 : 2;  // what a stage has behind a unit is no weights
 #pragma unroll 1
   for (int half = 0; half < halves; ++half) {
@@ -609,7 +609,7 @@ __device__ void multiply_panels(const Shared<Format>& shared, const FragmentOper
         }
       }
     };
-    // If the last tiles are no more than one for each warp, nobody has two of them. (Of bf16 it makes no difference.)
+    // If the last tiles are no more than one for each warp, nobody has two of them. (With bf16 that is slower.)
     constexpr bool kSharesRest = kIsPacked && Share::kTiles > 1;
     const int rest = panel.tiles % (Share::kTiles * Share::kWarps);
     const int whole = kSharesRest && rest <= Share::kWarps ? panel.tiles - rest : panel.tiles;

@@ -84,10 +84,11 @@ std::string why_not_on_cuda(const Model& model, KvType cache) {
            " without --embed-type makes a file that " + "it can run)";
   }
   // Of packed weights, products of normalised rows take them in float16 (kernels/decode_digits.cuh).
-  constexpr double kMostNormalised = 65504;
-  if (types.layers != WeightType::kBf16 && largest_normalised(model) > kMostNormalised)
-    return "its norms may give numbers of more than 65504, too large for what it does with quantised weights (a file " +
-           std::string("in bf16 it can run)");
+  constexpr int kMostNormalised = 65504;
+  if (types.layers != WeightType::kBf16 && largest_normalised(model) > kMostNormalised) {
+    return "its norms may give numbers of more than " + std::to_string(kMostNormalised) +
+           ", too large for what it does with quantised weights (a file in bf16 it can run)";
+  }
   if (cache == KvType::kF32) return "it keeps its cache in bf16 or q8, not in f32 (leave out --kv-type)";
   return {};
 }

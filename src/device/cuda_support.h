@@ -8,8 +8,9 @@
 
 namespace gemma {
 
-/// Why the CUDA device refuses a model whatever GPU there is: its widths, the types of its weights, or that of the
-/// cache. Empty if it does not. Asks no GPU.
+/// Why the CUDA device refuses a model whatever GPU there is: its widths, the types of its weights, norms that
+/// quantised weights leave no room for, or the type of the cache. Empty if it does not. Asks no GPU, but reads the
+/// norms.
 std::string why_not_on_cuda(const Model& model, KvType cache);
 
 /// Bytes of a GPU's memory, and of what a model needs of it.
