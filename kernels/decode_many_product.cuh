@@ -349,7 +349,7 @@ __device__ void multiply_classes(const PanelInput<kRows>& input, const TileWeigh
     multiply_classes<kFirst + kCount / 2, kCount / 2>(input, weights, lane, others);
     add_sums<kTiles, kRowTiles>(sums, others);
   } else {
-    clear_sums<kTiles, kRowTiles>(sums);  // those of even steps' halves at first
+    clear_sums<kTiles, kRowTiles>(sums);  // at first, those of each step's first 16 columns
     TileSums<kTiles, kRowTiles> odd = {};
 #pragma unroll
     for (int step = kFirst; step < kPieceSteps; step += kClasses) {
